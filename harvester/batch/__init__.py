@@ -1,0 +1,1 @@
+"""Batch systems behind one small port; each adapter is one file."""

@@ -1,0 +1,1 @@
+"""Clients of the central services; each is one file behind one port."""

@@ -1,0 +1,79 @@
+"""What the planner is told and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from harvester.model import AllocationState, AttemptId, Shape, Tag, TaskId
+from harvester.site import Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingAttempt:
+    """An attempt in state LEASED: ours to order."""
+
+    attempt: AttemptId
+    task: TaskId
+    shape: Shape
+    expected_s: float | None  # learned or declared median; None: nobody knows
+    checkpointable: bool
+    priority: int = 0
+    waiting_s: float = 0.0
+    limit_s: float | None = None  # time limit of one attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationFacts:
+    """An allocation in flight."""
+
+    tag: Tag
+    state: AllocationState
+    queue: str
+    nodes: int
+    walltime_s: float
+    remaining_s: float | None = None  # until the drain point; None while it has not started
+    accepting: bool = False  # its runner is up, not draining, and has seen this epoch
+    ordered: tuple[WaitingAttempt, ...] = ()  # ordered there, not started
+    running: tuple[WaitingAttempt, ...] = ()  # running there; waiting_s is then the run time so far
+    queued_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInput:
+    """Everything that a planning step may look at."""
+
+    site: Site
+    waiting: tuple[WaitingAttempt, ...]
+    allocations: tuple[AllocationFacts, ...]
+    unleased: int = 0  # points the central service could hand out to us now
+    typical: WaitingAttempt | None = None  # stands for an unleased point: the newest task's shape
+    other_jobs: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # queue -> queued, running
+    submissions_left: int = 0  # budget; 0 also while the breaker is open
+    node_hours_left: float | None = None
+    stopping: bool = False  # STOP file or a drain request: submit and order nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAllocation:
+    """An allocation to submit."""
+
+    queue: str
+    nodes: int
+    walltime_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer. ``blocked`` says in one sentence each why attempts cannot run."""
+
+    submit: tuple[NewAllocation, ...] = ()
+    orders: tuple[tuple[AttemptId, Tag], ...] = ()
+    lease: int = 0  # points to ask the central service for
+    close: tuple[Tag, ...] = ()  # running allocations that will get no more orders
+    cancel: tuple[tuple[Tag, str], ...] = ()  # queued ones that nobody needs any more
+    blocked: Mapping[AttemptId, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

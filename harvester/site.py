@@ -1,0 +1,114 @@
+"""A site as plain values: what ``config`` makes of one YAML file, and all that others read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from payload_runner.protocol import NodeShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalltimeBin:
+    """Jobs of nodes_min..nodes_max nodes may ask for up to walltime_max_s."""
+
+    nodes_min: int
+    nodes_max: int
+    walltime_max_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A queue or partition with its limits; None means that the centre states none."""
+
+    name: str
+    bins: tuple[WalltimeBin, ...]
+    queued_max: int | None = None  # jobs waiting, this user's (or project's) others included
+    running_max: int | None = None
+    total_max: int | None = None
+    limits_per: str = "user"  # user | project
+    preemptable: bool = False
+    directives: tuple[str, ...] = ()
+    whole_nodes: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """Hard limits on what this harvester may cost the centre."""
+
+    query_interval_s: float = 60.0
+    queries_per_minute: float = 2.0
+    submissions_per_hour: int = 30
+    jobs_in_flight: int = 4
+    node_hours_per_day: float | None = None
+    command_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CentralChoice:
+    """Which central service, and where its credentials lie."""
+
+    kind: str = "native"
+    url: str | None = None  # None: as $XDG_STATE_HOME/harvester/central.json says
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerChoice:
+    """How the payload runner lives on this site's nodes."""
+
+    python: str = "python3"
+    launcher: tuple[str, ...] = ()
+    transport: str = "auto"
+    node_local_dir: str | None = None
+    drain_margin_s: float = 60.0
+    idle_exit_s: float = 120.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    prologue: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanningChoice:
+    """Preferences inside the limits."""
+
+    nodes_max: int | None = None  # of one allocation
+    walltime_max_s: float | None = None
+    walltime_min_s: float = 0.0
+    boot_margin_s: float = 60.0
+    default_expected_s: float = 1800.0  # of a payload nobody has seen run
+    lookahead: float = 2.0  # points held per slot in flight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCluster:
+    """The virtual cluster of the `local` batch system."""
+
+    nodes: int = 2
+    warn_s: float = 5.0  # SIGTERM before SIGKILL at the limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A computing centre as the harvester sees it."""
+
+    name: str
+    batch_system: str
+    node: NodeShape
+    queues: tuple[Queue, ...]
+    spool: Path
+    filesystem: str = "shared"  # shared | local
+    state_dir: Path = Path()
+    index: Path = Path()  # SQLite, on a disk local to the login node
+    description: str = ""
+    account: str = ""
+    directives: tuple[str, ...] = ()
+    container_runtime: str = "none"
+    image_dir: str | None = None
+    budgets: Budgets = field(default_factory=Budgets)
+    central: CentralChoice = field(default_factory=CentralChoice)
+    runner: RunnerChoice = field(default_factory=RunnerChoice)
+    planning: PlanningChoice = field(default_factory=PlanningChoice)
+    local: LocalCluster = field(default_factory=LocalCluster)

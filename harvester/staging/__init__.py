@@ -1,0 +1,1 @@
+"""Training data and outputs between the outside and the site."""

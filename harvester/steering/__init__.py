@@ -1,0 +1,1 @@
+"""The embedded central service: tasks, ask and tell, samplers, REST."""
