@@ -417,7 +417,7 @@ def from_fields(cls: Type[_T], fields: Any) -> _T:
     if not isinstance(fields, Mapping):
         raise BadRecord(f"{cls.__name__}: expected an object, got {type(fields).__name__}")
     arguments = {}
-    for name, kind in _field_types(cls):
+    for name, kind in _field_types(cls):  # type: ignore[arg-type]  # Type[_T] is hashable
         if name in fields:
             arguments[name] = _convert(kind, fields[name], f"{cls.__name__}.{name}")
     try:
@@ -462,7 +462,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise BadRecord(f"{where}: expected an object, got {type(value).__name__}")
         inner = typing.get_args(kind)[1]
         return {str(key): _convert(inner, item, where) for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_fields(kind, value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
