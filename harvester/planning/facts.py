@@ -21,6 +21,7 @@ class WaitingAttempt:
     priority: int = 0
     waiting_s: float = 0.0
     limit_s: float | None = None  # time limit of one attempt
+    handed_back_by: tuple[Tag, ...] = ()  # allocations that would not start it: not again there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +48,15 @@ class PlanInput:
     waiting: tuple[WaitingAttempt, ...]
     allocations: tuple[AllocationFacts, ...]
     unleased: int = 0  # points the central service could hand out to us now
+    # The service, asked after our last delivery, has nothing more. Without that word nothing is
+    # closed or cancelled for lack of work: the results under way may bring new points.
+    nothing_more: bool = False
     typical: WaitingAttempt | None = None  # stands for an unleased point: the newest task's shape
     other_jobs: Mapping[str, tuple[int, int]] = field(
         default_factory=dict
     )  # queue -> queued, running
     submissions_left: int = 0  # budget; 0 also while the breaker is open
-    node_hours_left: float | None = None
+    node_hours_left: float | None = None  # after what live allocations may still use
     stopping: bool = False  # STOP file or a drain request: submit and order nothing
 
 
