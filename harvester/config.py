@@ -1,0 +1,192 @@
+"""Loads a site by name or path as plain values, compiled by a child process and cached.
+
+The child (``harvester.config_compile``) owns YAML, layering and checking; this module holds only
+what a daemon may keep in memory. The cache entry lists every file, looked-for name and environment
+variable that the compilation saw, and is good for as long as none of them changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harvester import paths
+from harvester.errors import ConfigurationError, HarvesterError, Problem
+from harvester.site import Site
+
+COMPILE_LIMIT_S = 60.0  # a cold import from a shared file system takes long
+
+_CODE = (
+    "config_compile.py",
+    "config_rules.py",
+    "config_schema.py",
+    "config_yaml.py",
+    "quantities.py",
+    "site.py",
+)
+_LOOKS_LIKE_A_SITE = re.compile(rb"^(batch_system|extends)\s*:", re.MULTILINE)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFile:
+    """A site's values with the files they came from, the topmost layer first."""
+
+    site: Site
+    layers: tuple[Path, ...]
+
+
+def load_site(name_or_path: str, environ: Mapping[str, str] = os.environ) -> Site:
+    """The site that a name (looked for in ``site_directories``) or a path describes.
+
+    Raises:
+        ConfigurationError: with every problem of the file at once.
+    """
+    return load_site_file(name_or_path, environ).site
+
+
+def load_site_file(name_or_path: str, environ: Mapping[str, str] = os.environ) -> SiteFile:
+    """As ``load_site``, and where the values came from."""
+    entry = _cache_entry(name_or_path, environ)
+    document = _cached(entry, environ)
+    if document is None:
+        document = _compile(name_or_path, environ)
+        _store(entry, document)
+    layers = tuple(Path(item) for item in document["layers"])
+    return SiteFile(_value(Site, document["site"]), layers)
+
+
+def list_sites(environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, Path], ...]:
+    """Names and files of all sites that can be found; the file that wins for each name."""
+    found: dict[str, Path] = {}
+    for base in paths.site_directories(environ):
+        for path in sorted(base.glob("*.yaml")):
+            if path.stem not in found and _is_site_file(path):
+                found[path.stem] = path
+    return tuple(sorted(found.items()))
+
+
+def _is_site_file(path: Path) -> bool:
+    # The working directory may hold YAML of any kind.
+    try:
+        return _LOOKS_LIKE_A_SITE.search(path.read_bytes()) is not None
+    except OSError:
+        return False
+
+
+# --- the compiling child ---
+
+
+def _compile(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    top = str(Path(__file__).resolve().parent.parent)
+    inherited = environ.get("PYTHONPATH")
+    child_environ = {
+        **environ,
+        "PYTHONPATH": f"{top}{os.pathsep}{inherited}" if inherited else top,
+    }
+    command = (sys.executable, "-P", "-m", "harvester.config_compile", name)
+    try:
+        done = subprocess.run(
+            command,
+            env=child_environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMPILE_LIMIT_S,
+            check=False,
+        )
+        document: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise _failed(name, f"did not finish within {COMPILE_LIMIT_S:.0f} s") from None
+    except ValueError:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise _failed(name, f"ended with exit code {done.returncode}: {last}") from None
+    if "problems" in document:
+        raise ConfigurationError(Problem(**item) for item in document["problems"])
+    return document
+
+
+def _failed(name: str, what: str) -> HarvesterError:
+    return HarvesterError(f"reading the site file {name!r} {what}; is the installation whole?")
+
+
+# --- the cache ---
+
+
+def _cache_entry(name: str, environ: Mapping[str, str]) -> Path:
+    code = hashlib.sha256()
+    for module in _CODE:
+        code.update((Path(__file__).parent / module).read_bytes())
+    asked = "\0".join((name, os.getcwd(), str(paths.config_home(environ)), code.hexdigest()))
+    return paths.cache_home(environ) / "sites" / hashlib.sha256(asked.encode()).hexdigest()[:32]
+
+
+def _cached(entry: Path, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(entry.read_bytes())
+        fresh = _is_fresh(document, environ)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        log.debug("Ignores an unreadable cache entry path=%s error=%s", entry, error)
+        return None
+    return document if fresh else None
+
+
+def _is_fresh(document: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    seen = document["environment"].items()
+    if any(environ.get(variable) != value for variable, value in seen):
+        return False
+    return all(_digest(Path(path)) == digest for path, digest in document["inputs"].items())
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _store(entry: Path, document: Mapping[str, Any]) -> None:
+    temporary = entry.with_name(f"{entry.name}.{os.getpid()}")
+    try:
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as out:
+            json.dump(document, out)
+        temporary.replace(entry)
+    except OSError as error:
+        # A full or read-only home costs half a second a start, nothing else.
+        log.debug("Cannot cache a compiled site path=%s error=%s", entry, error)
+
+
+# --- from JSON to the dataclasses of harvester.site ---
+
+
+def _value(kind: Any, value: Any) -> Any:
+    # Any: the annotations of dataclasses are data here.
+    if value is None:
+        return None
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = [part for part in typing.get_args(kind) if part is not types.NoneType]
+        return _value(kind, value)
+    if origin is tuple:
+        inner = typing.get_args(kind)[0]
+        return tuple(_value(inner, item) for item in value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _value(hints[name], item) for name, item in value.items()})  # type: ignore[operator]  # a class
+    return kind(value) if kind in (Path, float) else value

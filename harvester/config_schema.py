@@ -1,0 +1,251 @@
+"""The keys of a site file, with types, limits and defaults: what `site schema` publishes.
+
+Loads pydantic, so only the compiling child process imports this. ``config_compile`` turns a
+validated file into ``harvester.site.Site``. ``python -m harvester.config_schema`` prints the JSON
+Schema that lies in ``schemas/site.schema.json``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from harvester.quantities import (
+    DURATION_FORMS,
+    NODE_FORMS,
+    SIZE_FORMS,
+    parse_duration_s,
+    parse_nodes,
+    parse_size_bytes,
+)
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+
+
+def _parsed(parse: Callable[[object], Any]) -> BeforeValidator:
+    def validate(value: object) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise _refuse(f"expected {error}") from None
+
+    return BeforeValidator(validate)
+
+
+def _refuse(sentence: str) -> PydanticCustomError:
+    # The template language of pydantic gives braces a meaning.
+    return PydanticCustomError("harvester", "{sentence}", {"sentence": sentence})
+
+
+def _split_words(value: object) -> object:
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+def _one_line(value: object) -> object:
+    if isinstance(value, str) and ("\n" in value or "\0" in value):
+        raise ValueError("one line of text")
+    return value
+
+
+def _either(*kinds: str, description: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": list(kinds), "description": description})
+
+
+Duration = Annotated[
+    float, _parsed(parse_duration_s), _either("string", "number", description=DURATION_FORMS)
+]
+Size = Annotated[int, _parsed(parse_size_bytes), _either("string", description=SIZE_FORMS)]
+Nodes = Annotated[
+    tuple[int, int],
+    _parsed(parse_nodes),
+    _either("string", "integer", "array", description=NODE_FORMS),
+]
+Line = Annotated[str, _parsed(_one_line), _either("string", description="one line of text")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}$")]
+Words = Annotated[
+    list[str], _parsed(_split_words), _either("string", "array", description="a command's words")
+]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Directory = Annotated[str, Field(min_length=1, description="a path; $NAME and ~ are expanded")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class BinKeys(_Part):
+    """Jobs of this many nodes may run this long."""
+
+    nodes: Nodes
+    walltime: Annotated[Duration, Field(gt=0)]
+
+
+class QueueKeys(_Part):
+    """A queue or partition and the limits the centre sets on it."""
+
+    name: Word
+    bins: Annotated[list[BinKeys], Field(min_length=1)]
+    queued_max: Positive | None = None
+    running_max: Positive | None = None
+    total_max: Positive | None = None
+    limits_per: Literal["user", "project"] = "user"
+    preemptable: bool = False
+    directives: list[Line] = []
+    whole_nodes: bool = True
+
+    @model_validator(mode="after")
+    def _bins_are_apart(self) -> QueueKeys:
+        ordered = sorted(item.nodes for item in self.bins)
+        for (_, high), (low, above) in itertools.pairwise(ordered):
+            if low <= high:
+                raise _refuse(
+                    f"expected bins that do not overlap; {low}-{above} nodes begins at or below "
+                    f"the {high} nodes where the bin before it ends"
+                )
+        return self
+
+
+class SpoolKeys(_Part):
+    """Where orders, events and checkpoints lie: a directory that compute nodes see."""
+
+    path: Directory | None = None
+    filesystem: Literal["shared", "local"] = "shared"
+
+
+class StateKeys(_Part):
+    """Where the ledger and the index lie: the ledger not on scratch, the index on a local disk."""
+
+    dir: Directory | None = None
+    index: Directory | None = None
+
+
+class NodeKeys(_Part):
+    """One node as jobs get it: usable cores and GPUs only."""
+
+    gpus: Count = 0
+    cores: Positive
+    memory: Size | None = None
+    gpu_variable: Literal["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"] = (
+        "CUDA_VISIBLE_DEVICES"
+    )
+
+
+class BudgetKeys(_Part):
+    """Hard limits on what this harvester may cost the centre."""
+
+    query_interval: Annotated[Duration, Field(ge=0.05)] = 60.0
+    queries_per_minute: Annotated[float, Field(gt=0)] = 2.0
+    submissions_per_hour: Positive = 30
+    jobs_in_flight: Positive = 4
+    node_hours_per_day: Annotated[float, Field(gt=0)] | None = None
+    command_timeout: Annotated[Duration, Field(gt=0)] = 30.0
+
+
+class CentralKeys(_Part):
+    """Which central service; without a URL the one that runs on this machine."""
+
+    kind: Literal["native"] = "native"
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = None
+    token_file: Directory | None = None
+    ca_file: Directory | None = None
+    timeout: Annotated[Duration, Field(gt=0)] = 30.0
+
+
+class RunnerKeys(_Part):
+    """How the payload runner lives on the nodes."""
+
+    python: Annotated[str, Field(min_length=1)] = "python3"
+    launcher: Words = []
+    transport: Literal["auto", "tcp", "files"] = "auto"
+    node_local_dir: Annotated[str, Field(min_length=1)] | None = None
+    drain_margin: Duration = 60.0
+    idle_exit: Duration = 120.0
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    prologue: list[Line] = []
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> RunnerKeys:
+        for name in self.environment:
+            if _SECRET.search(name):
+                raise _refuse(
+                    f"expected no secrets in runner.environment ({name}); payloads would see it"
+                )
+        return self
+
+
+class ContainerKeys(_Part):
+    """Which container runtime the nodes have."""
+
+    runtime: Literal[
+        "none",
+        "apptainer",
+        "bwrap",
+        "charliecloud",
+        "podman",
+        "podman-hpc",
+        "shifter",
+        "singularity",
+    ] = "none"
+    image_dir: Directory | None = None
+
+
+class PlanningKeys(_Part):
+    """Preferences inside the limits."""
+
+    nodes_max: Positive | None = None
+    walltime_max: Annotated[Duration, Field(gt=0)] | None = None
+    walltime_min: Duration = 0.0
+    boot_margin: Duration = 60.0
+    default_expected: Annotated[Duration, Field(gt=0)] = 1800.0
+    lookahead: Annotated[float, Field(ge=1, le=100)] = 2.0
+
+
+class LocalKeys(_Part):
+    """The virtual cluster of the `local` batch system."""
+
+    nodes: Positive = 2
+    warn: Duration = 5.0
+
+
+class SiteKeys(_Part):
+    """A computing centre as the harvester is to see it."""
+
+    extends: str | None = None
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")] | None = None
+    description: Line = ""
+    batch_system: Literal["local", "slurm"]
+    account: Word | None = None
+    account_required: bool = False
+    directives: list[Line] = []
+    spool: SpoolKeys = SpoolKeys()
+    state: StateKeys = StateKeys()
+    node: NodeKeys
+    queues: Annotated[list[QueueKeys], Field(min_length=1)]
+    budgets: BudgetKeys = BudgetKeys()
+    central: CentralKeys = CentralKeys()
+    runner: RunnerKeys = RunnerKeys()
+    containers: ContainerKeys = ContainerKeys()
+    planning: PlanningKeys = PlanningKeys()
+    local: LocalKeys = LocalKeys()
+
+
+def site_schema() -> dict[str, Any]:
+    """The JSON Schema of site files, for editors."""
+    schema = SiteKeys.model_json_schema()
+    # A layer that extends another one may leave out whatever that one has.
+    del schema["required"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Site"}
+
+
+if __name__ == "__main__":
+    json.dump(site_schema(), sys.stdout, indent=1)
+    print()
