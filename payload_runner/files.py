@@ -41,6 +41,13 @@ class Files(Protocol):
     def create_log(self, path: Path) -> AppendFile:
         """Create ``path`` (mode 0600) for appending; FileExistsError if it is there already."""
 
+    def continue_log(self, path: Path) -> AppendFile:
+        """Open a log for appending whose writer closed it for good and handed it on (rule 13).
+
+        Only the next run of one state directory after a clean exit may do this; FileNotFoundError
+        if the log is missing.
+        """
+
     def read(self, path: Path, offset: int, limit: int) -> bytes:
         """Up to ``limit`` bytes from ``offset``, through a descriptor opened for this call only."""
 
@@ -49,6 +56,9 @@ class Files(Protocol):
 
     def replace(self, path: Path, data: bytes) -> None:
         """Put ``data`` at ``path`` whole or not at all: written beside it, synced, renamed."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Sync a finished file and give it its final name in the same file system, durably."""
 
     def listdir(self, path: Path) -> tuple[str, ...]:
         """The names in a directory, sorted; FileNotFoundError if it is missing."""
@@ -90,6 +100,10 @@ class RealFiles:
         sync_dir(path.parent)
         return _RealAppendFile(fd)
 
+    def continue_log(self, path: Path) -> AppendFile:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        return _RealAppendFile(os.open(path, flags))
+
     def read(self, path: Path, offset: int, limit: int) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -122,6 +136,15 @@ class RealFiles:
             os.close(fd)
         os.replace(beside, path)
         sync_dir(path.parent)
+
+    def rename(self, source: Path, target: Path) -> None:
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(source, target)
+        sync_dir(target.parent)
 
     def listdir(self, path: Path) -> tuple[str, ...]:
         return tuple(sorted(os.listdir(path)))

@@ -105,6 +105,9 @@ class LogWriter:
     64 KiB are reached, and says when to call again. Sequence numbers start at 1. After a short or
     failed write the next one begins with a newline, so that a torn record costs only itself; the
     records of a failed commit stay buffered and are written again by the next.
+
+    ``continue_at`` is for the one case of rule 13 (the next run after a clean exit): the size of
+    the existing log that this writer goes on with.
     """
 
     def __init__(
@@ -115,9 +118,10 @@ class LogWriter:
         monotonic: Callable[[], float],
         *,
         first_seq: int = 1,
+        continue_at: int | None = None,
     ) -> None:
         self.path = path
-        self.size = 0
+        self.size = continue_at or 0
         self._files = files
         self._clock = clock
         self._monotonic = monotonic
@@ -125,8 +129,11 @@ class LogWriter:
         self._buffer: list[bytes] = []
         self._buffered_bytes = 0
         self._buffered_since: float | None = None
-        self._torn = False
-        self._file: AppendFile = files.create_log(path)
+        # A predecessor's tail is only believed to be whole.
+        self._torn = continue_at is not None
+        self._file: AppendFile = (
+            files.create_log(path) if continue_at is None else files.continue_log(path)
+        )
 
     @property
     def last_seq(self) -> int:
