@@ -1,0 +1,143 @@
+"""What a site still lets us submit: job limits, budgets, and the bins that queues offer. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from harvester.model import AllocationState
+from harvester.planning.facts import NewAllocation, PlanInput
+from harvester.site import Queue, Site
+
+_STARTED = (AllocationState.RUNNING, AllocationState.DRAINING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Allocations that one bin of one queue allows, within the site's preferences."""
+
+    queue: Queue
+    nodes_min: int
+    nodes_max: int
+    walltime_max_s: float
+    walltime_min_s: float
+    overhead_s: float  # of a walltime, what no payload can use: start and drain
+
+    @property
+    def usable_max_s(self) -> float:
+        """The longest time that payloads can have."""
+        return self.walltime_max_s - self.overhead_s
+
+
+def overhead_s(site: Site) -> float:
+    """Seconds of an allocation's walltime that payloads cannot use."""
+    return site.planning.boot_margin_s + site.runner.drain_margin_s
+
+
+def offers(site: Site) -> tuple[Offer, ...]:
+    """Every bin of every queue that the preferences leave over, in the site's order."""
+    return tuple(_offers(site))
+
+
+def _offers(site: Site) -> Iterable[Offer]:
+    wish = site.planning
+    for queue in site.queues:
+        for found in queue.bins:
+            offer = Offer(
+                queue=queue,
+                nodes_min=max(1, found.nodes_min),
+                nodes_max=min(found.nodes_max, wish.nodes_max or found.nodes_max),
+                walltime_max_s=min(
+                    found.walltime_max_s, wish.walltime_max_s or found.walltime_max_s
+                ),
+                walltime_min_s=wish.walltime_min_s,
+                overhead_s=overhead_s(site),
+            )
+            if offer.nodes_min <= offer.nodes_max and offer.usable_max_s > 0:
+                yield offer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What may still be submitted. ``take`` answers what is left after one more."""
+
+    submissions: int
+    jobs: int  # in flight, all queues
+    jobs_allowed: int
+    per_queue: Mapping[str, int]
+    node_hours: float | None
+
+    @classmethod
+    def of(cls, facts: PlanInput) -> Limits:
+        """The limits as the facts leave them."""
+        live = [found for found in facts.allocations if found.state is not AllocationState.ENDED]
+        ours_started = Counter(found.queue for found in live if found.state in _STARTED)
+        ours_waiting = Counter(found.queue for found in live if found.state not in _STARTED)
+        room = {}
+        for queue in facts.site.queues:
+            others = facts.other_jobs.get(queue.name, (0, 0))
+            room[queue.name] = _room(
+                queue,
+                waiting=ours_waiting[queue.name] + others[0],
+                running=ours_started[queue.name] + others[1],
+            )
+        allowed = facts.site.budgets.jobs_in_flight
+        return cls(
+            submissions=facts.submissions_left,
+            jobs=allowed - len(live),
+            jobs_allowed=allowed,
+            per_queue=room,
+            node_hours=facts.node_hours_left,
+        )
+
+    def refusal(self, offer: Offer) -> str | None:
+        """Why nothing of this offer can be submitted now, as a sentence; None when it can."""
+        if self.submissions <= 0:
+            return (
+                "no submission is allowed now: the hourly budget is used up, or the batch system "
+                "does not answer soundly"
+            )
+        if self.jobs <= 0:
+            return f"all {self.jobs_allowed} jobs that the site's budget allows are in flight"
+        if self.per_queue[offer.queue.name] <= 0:
+            return f"queue {offer.queue.name} takes no more jobs of this user now"
+        if self.walltime_s(offer, offer.nodes_min) <= offer.overhead_s:
+            return (
+                f"the node-hours left ({self.node_hours:.1f}) do not pay for an allocation of "
+                f"{offer.nodes_min} nodes in queue {offer.queue.name}"
+            )
+        return None
+
+    def walltime_s(self, offer: Offer, nodes: int) -> float:
+        """The longest walltime that offer and node-hours allow for so many nodes."""
+        if self.node_hours is None:
+            return offer.walltime_max_s
+        return min(offer.walltime_max_s, float(math.floor(self.node_hours * 3600 / nodes)))
+
+    def take(self, chosen: NewAllocation) -> Limits:
+        """What is left once ``chosen`` is submitted."""
+        hours = self.node_hours
+        return replace(
+            self,
+            submissions=self.submissions - 1,
+            jobs=self.jobs - 1,
+            per_queue={
+                **self.per_queue,
+                chosen.queue: self.per_queue[chosen.queue] - 1,
+            },
+            node_hours=None if hours is None else hours - chosen.nodes * chosen.walltime_s / 3600,
+        )
+
+
+def _room(queue: Queue, *, waiting: int, running: int) -> int:
+    """Jobs that the queue still takes. Beyond ``running_max`` one more may stand in line."""
+    rooms = [10**6]
+    if queue.queued_max is not None:
+        rooms.append(queue.queued_max - waiting)
+    if queue.total_max is not None:
+        rooms.append(queue.total_max - waiting - running)
+    if queue.running_max is not None:
+        rooms.append(queue.running_max + 1 - waiting - running)
+    return min(rooms)

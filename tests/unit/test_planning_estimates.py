@@ -1,0 +1,71 @@
+"""How long payloads take, and how many fit a node."""
+
+from __future__ import annotations
+
+import pytest
+
+from harvester.planning.estimates import DurationEstimate, Estimator, estimate_duration
+from harvester.planning.shapes import misfit, node_share, payloads_per_node, slots
+from payload_runner.protocol import NodeShape, Shape
+from tests.planning_cases import NODE, attempt
+
+
+def test_nothing_known_is_no_estimate() -> None:
+    assert estimate_duration([]) is None
+
+
+def test_a_declaration_stands_alone_at_first_with_a_margin() -> None:
+    assert estimate_duration([], 100.0) == DurationEstimate(median_s=100.0, high_s=125.0, samples=0)
+
+
+def test_real_runs_outweigh_a_wrong_declaration() -> None:
+    found = estimate_duration([10.0, 11.0, 12.0, 10.0], 1000.0)
+    assert found is not None
+    assert found.median_s == 11.0
+
+
+def test_only_the_newest_runs_count() -> None:
+    found = estimate_duration([1000.0] * 300 + [10.0] * 200)
+    assert found is not None
+    assert found.median_s == 10.0
+
+
+def test_a_run_cut_off_beyond_the_median_raises_the_estimate() -> None:
+    found = estimate_duration([10.0], None, cut_s=[50.0, 5.0])
+    assert found is not None
+    assert found.median_s == 30.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "per_node"),
+    [
+        (Shape(), 4),
+        (Shape(gpus_per_node=3), 1),
+        (Shape(gpus_per_node=0.5), 8),
+        (Shape(gpus_per_node=0.4), 8),  # two on each GPU: shares do not straddle GPUs
+        (Shape(gpus_per_node=1 / 3), 12),
+        (Shape(gpus_per_node=5), 0),
+        (Shape(cores_per_node=16), 2),
+        (Shape(gpus_per_node=0), 32),
+        (Shape(memory_mb_per_node=100_000), 2),
+        (Shape(memory_mb_per_node=300_000), 0),
+    ],
+)
+def test_payloads_per_node(shape: Shape, per_node: int) -> None:
+    assert payloads_per_node(shape, NODE) == per_node
+    assert (misfit(shape, NODE) is None) is (per_node > 0)
+
+
+def test_memory_that_is_not_known_does_not_limit() -> None:
+    assert payloads_per_node(Shape(memory_mb_per_node=10**6), NodeShape(gpus=2, cores=8)) == 2
+
+
+def test_multi_node_shapes_take_whole_groups() -> None:
+    wide = Shape(nodes_min=3, nodes_max=3, gpus_per_node=4)
+    assert (node_share(wide, NODE), slots(wide, NODE, 8)) == (3.0, 2)
+
+
+def test_a_time_limit_bounds_what_an_attempt_needs() -> None:
+    estimator = Estimator(1800.0)
+    limited = attempt("a", expected_s=600.0, limit_s=500.0)
+    assert (estimator.expected_s(limited), estimator.needed_s(limited)) == (500.0, 500.0)
