@@ -19,7 +19,8 @@ import alembic.command
 import alembic.config
 import alembic.util
 from sqlalchemy import URL, Connection, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from harvester.errors import ConfigurationError, Problem, StorageUnavailable
 
@@ -158,13 +159,9 @@ class Database:
 def _mapped() -> Iterator[None]:
     try:
         yield
-    except DBAPIError as error:
-        if error.connection_invalidated or type(error).__name__ in (
-            "OperationalError",
-            "InterfaceError",
-        ):
-            raise StorageUnavailable(f"the database does not answer: {error.orig}") from error
-        raise
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        cause = error if isinstance(error, PoolTimeout) else error.orig
+        raise StorageUnavailable(f"the database does not answer: {cause}") from error
 
 
 def _create_private(path: Path) -> None:
