@@ -113,7 +113,8 @@ def _line(summary: Json, status: Json, elapsed: float) -> str:
     live = [item for item in status.get("allocations", ()) if item["state"] != "ended"]
     best = summary["best"]
     return (
-        f"{elapsed:5.0f} s  points: {points['leased']} leased, {attempts.get('running', 0)} running, "
+        f"{elapsed:5.0f} s  points: {points['leased']} leased, "
+        f"{attempts.get('running', 0)} running, "
         f"{points['done'] + points['failed']} of {points['max']} done  "
         f"best loss {best['loss'] if best else float('nan'):.4f}  "
         f"allocations: {', '.join(_allocation(item) for item in live) or 'none'}"
