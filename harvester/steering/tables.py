@@ -44,6 +44,7 @@ TASKS = Table(
     Column("per_iteration", Integer),
     Column("min_unevaluated", Integer, nullable=False),
     Column("segments", Integer, nullable=False),
+    Column("early_stopping", String(16)),  # None: reports are only kept
     Column("attempts", Integer, nullable=False, default=0),
     Column("charged_attempts", Integer, nullable=False, default=0),
     # An id is never given out again, even after the last task was deleted: attempt ids hang on it.

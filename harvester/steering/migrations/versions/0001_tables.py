@@ -60,7 +60,6 @@ def upgrade() -> None:
         sa.Column("fields", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
         sqlite_autoincrement=True,
-        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_changes_task_id"), "changes", ["task_id"], unique=False)
     op.create_table(
@@ -201,10 +200,10 @@ def upgrade() -> None:
         sa.Column("per_iteration", sa.Integer(), nullable=True),
         sa.Column("min_unevaluated", sa.Integer(), nullable=False),
         sa.Column("segments", sa.Integer(), nullable=False),
+        sa.Column("early_stopping", sa.String(length=16), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("charged_attempts", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
-        sqlite_autoincrement=True,
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_tasks_owner"), "tasks", ["owner"], unique=False)
