@@ -1,0 +1,397 @@
+"""A payload runner under the fake clock: reads real order logs, writes real event logs.
+
+Follows the file protocol as the real leader does (claim, incarnation, epochs, acknowledgements,
+resends, drain), with payloads that are nothing but a duration. Its progress lies in checkpoint
+files, so a resumed payload goes on where the order's checkpoint says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harvester.simulation.agenda import Agenda, Event
+from harvester.simulation.cluster import JobStart
+from harvester.simulation.workload import SimulatedPayload, Workload
+from payload_runner import protocol
+from payload_runner.files import Files
+from payload_runner.logfile import LogReader, LogWriter, Record
+from payload_runner.protocol import AllocationPlan, FileRef, Order, PayloadSpec, SpoolPaths
+
+_LEASE_LOOK_S = 10.0
+
+
+@dataclass(slots=True)
+class RunningPayload:
+    """A payload on its nodes."""
+
+    order: Order
+    spec: PayloadSpec
+    nature: SimulatedPayload
+    nodes: tuple[int, ...]
+    started_at: float
+    done_before_s: float  # work that its checkpoint brought along
+    saved_s: float  # work in the newest checkpoint
+    events: list[Event] = field(default_factory=list)
+
+    def done_s(self, now: float) -> float:
+        """Seconds of work done in all."""
+        return self.done_before_s + now - self.started_at
+
+
+class SimulatedRunner:
+    """One incarnation of an allocation's runner."""
+
+    def __init__(
+        self,
+        start: JobStart,
+        *,
+        files: Files,
+        spool: SpoolPaths,
+        agenda: Agenda,
+        workload: Workload,
+        poll_s: float = 5.0,
+        boot_s: float = 10.0,
+    ) -> None:
+        self._start = start
+        self._files = files
+        self._spool = spool
+        self._paths = spool.allocation(start.tag)
+        self._home = self._paths.incarnation(start.job_id, start.restarts)
+        self._agenda = agenda
+        self._workload = workload
+        self._poll_s = poll_s
+        self._alive = True
+        self._draining = False
+        self._closed = False
+        self._epoch = 0
+        self._orders_read = 0
+        self._looked_at_lease = -_LEASE_LOOK_S
+        self._reader: LogReader | None = None
+        self._specs: dict[str, PayloadSpec] = {}
+        self._waiting: dict[str, Order] = {}
+        self._running: dict[str, RunningPayload] = {}
+        self._outcomes: dict[str, Record] = {}
+        self._sent: dict[int, Record] = {}  # not acknowledged
+        self._lost_nodes: set[int] = set()
+        self._busy_s = 0.0
+        agenda.after(boot_s, self._guarded(self._boot))
+
+    # --- as the cluster sees it ---
+
+    def kill(self) -> None:
+        """End at once; what was not committed is lost."""
+        self._alive = False
+        for payload in self._running.values():
+            _call_off(payload)
+
+    def lose_node(self, index: int) -> None:
+        """A node dies: what ran there failed, blamed on the node."""
+        self._lost_nodes.add(index)
+        self._emit(protocol.NodeLost(self._start.node_names[index], "no heartbeat"))
+        for payload in list(self._running.values()):
+            if index in payload.nodes:
+                self._finish(payload, state="failed", blame="node", reason="its node is lost")
+        self._place()
+
+    # --- life ---
+
+    def _boot(self) -> None:
+        try:
+            claim = json.dumps({"incarnation": self._home.name}).encode()
+            self._files.create_exclusive(self._paths.claim, claim)
+        except FileExistsError:
+            if not self._is_ours():
+                self._leave_silently()
+                return
+        self._plan = protocol.load_json(
+            self._files.read(self._paths.plan, 0, 1 << 20), AllocationPlan
+        )
+        self._files.make_dir(self._home.root)
+        self._files.make_dir(self._home.files)
+        self._log = LogWriter(
+            self._files,
+            self._home.events("0-simulated"),
+            self._agenda.clock.now,
+            self._agenda.clock.monotonic,
+        )
+        self._began = self._agenda.clock.monotonic()
+        self._drain_at = self._began + self._plan.walltime_s - self._plan.drain_margin_s
+        self._idle_since = self._began
+        self._introduce()
+        self._agenda.after(
+            self._drain_at - self._began, self._guarded(lambda: self._drain("walltime", now=True))
+        )
+        self._poll()
+
+    def _is_ours(self) -> bool:
+        claimed = json.loads(self._files.read(self._paths.claim, 0, 4096))["incarnation"]
+        return str(claimed).rsplit(".", 1)[0] == self._home.name.rsplit(".", 1)[0]
+
+    def _introduce(self) -> None:
+        start = self._start
+        self._emit(
+            protocol.Opened(
+                version=1,
+                tag=start.tag,
+                incarnation=self._home.name,
+                writer="0-simulated",
+                host=start.node_names[0],
+                runner_version="simulated",
+                python="3.9",
+            )
+        )
+        self._emit(
+            protocol.AllocationStarted(start.node_names, self._plan.node, self._remaining_s())
+        )
+        self._heartbeat()
+
+    def _heartbeat(self) -> None:
+        slots = (len(self._start.node_names) - len(self._lost_nodes)) * self._plan.node.gpus
+        self._emit(
+            protocol.Heartbeat(
+                epoch=self._epoch,
+                orders_read=self._orders_read,
+                waiting=len(self._waiting),
+                running=len(self._running),
+                remaining_s=self._remaining_s(),
+                slots=float(slots),
+                slots_busy=sum(_gpus(payload) for payload in self._running.values()),
+            )
+        )
+        self._agenda.after(self._plan.heartbeat_s, self._guarded(self._heartbeat))
+
+    def _poll(self) -> None:
+        self._follow_epoch()
+        if self._reader is not None:
+            for record in self._reader.poll().records:
+                self._orders_read = record.seq
+                self._obey(record)
+        if self._files.exists(self._spool.stop):
+            self._drain("STOP", now=False)
+        self._place()
+        self._log.commit()
+        if not self._leave_if_done():
+            self._agenda.after(self._poll_s, self._guarded(self._poll))
+
+    def _follow_epoch(self) -> None:
+        now = self._agenda.clock.monotonic()
+        if now - self._looked_at_lease < _LEASE_LOOK_S:
+            return
+        self._looked_at_lease = now
+        names = self._files.listdir(self._spool.leases)
+        newest = max((int(name) for name in names if name.isdecimal()), default=0)
+        if newest > self._epoch and self._files.exists(self._paths.orders(newest)):
+            if self._epoch:
+                self._emit(protocol.Fenced(newest, self._orders_read))
+            self._epoch, self._orders_read = newest, 0
+            self._reader = LogReader(
+                self._files, self._paths.orders(newest), self._agenda.clock.monotonic
+            )
+
+    # --- orders ---
+
+    def _obey(self, record: Record) -> None:
+        fields = record.fields
+        if record.kind == "define":
+            spec = protocol.from_fields(PayloadSpec, fields)
+            self._specs[spec.payload_id] = spec
+        elif record.kind == Order.KIND:
+            self._take(protocol.from_fields(Order, fields))
+        elif record.kind == "stop":
+            self._stop(fields["attempt"], fields["outcome"], fields["reason"])
+        elif record.kind == "ack":
+            self._sent = {seq: sent for seq, sent in self._sent.items() if seq > fields["seq"]}
+        elif record.kind == "resend":
+            self._resend(fields["from"], fields["to"])
+        elif record.kind == "drain":
+            self._drain(fields["reason"], now=fields["now"])
+        elif record.kind == "close":
+            self._closed = True
+
+    def _take(self, order: Order) -> None:
+        if order.attempt in self._outcomes:
+            self._append_again(self._outcomes[order.attempt])
+        elif order.attempt not in self._running:
+            self._waiting.setdefault(order.attempt, order)
+            self._idle_since = self._agenda.clock.monotonic()
+
+    def _stop(self, attempt: str, outcome: str, reason: str) -> None:
+        if attempt in self._running:
+            self._finish(self._running[attempt], state=outcome, reason=reason)
+        elif self._waiting.pop(attempt, None) is not None:
+            self._conclude(protocol.AttemptEnded(attempt, outcome, reason=reason))
+
+    def _resend(self, first: int, last: int) -> None:
+        for seq in range(first, last + 1):
+            if seq in self._sent:
+                self._append_again(self._sent[seq])
+
+    def _drain(self, reason: str, *, now: bool) -> None:
+        if not self._draining:
+            self._draining = True
+            self._emit(protocol.Draining(reason))
+        if self._waiting:
+            self._emit(protocol.HandedBack(tuple(self._waiting), reason))
+            self._waiting.clear()
+        if now:
+            for payload in list(self._running.values()):
+                self._cut(payload)
+        self._log.commit()
+
+    # --- payloads ---
+
+    def _place(self) -> None:
+        free = self._free_gpus()
+        for order in sorted(self._waiting.values(), key=lambda order: -order.priority):
+            spec = self._specs[order.payload_id]
+            nodes = [node for node, gpus in free.items() if gpus >= spec.shape.gpus_per_node - 1e-9]
+            if len(nodes) < spec.shape.nodes_min:
+                return  # it is first in line: nobody passes it
+            del self._waiting[order.attempt]
+            chosen = tuple(nodes[: spec.shape.nodes_min])
+            for node in chosen:
+                free[node] -= spec.shape.gpus_per_node
+            self._spawn(order, spec, chosen)
+
+    def _free_gpus(self) -> dict[int, float]:
+        free = {
+            node: float(self._plan.node.gpus)
+            for node in range(len(self._start.node_names))
+            if node not in self._lost_nodes
+        }
+        for payload in self._running.values():
+            for node in payload.nodes:
+                if node in free:
+                    free[node] -= payload.spec.shape.gpus_per_node
+        return free
+
+    def _spawn(self, order: Order, spec: PayloadSpec, nodes: tuple[int, ...]) -> None:
+        done = self._progress_in(order.checkpoint)
+        now = self._agenda.clock.monotonic()
+        nature = self._workload(order)
+        payload = RunningPayload(order, spec, nature, nodes, now, done, done)
+        self._running[order.attempt] = payload
+        payload.events.append(
+            self._agenda.after(nature.work_s - done, self._guarded(lambda: self._complete(payload)))
+        )
+        names = tuple(self._start.node_names[node] for node in nodes)
+        self._emit(protocol.AttemptStarted(order.attempt, names, resumed_from=order.checkpoint_of))
+        self._checkpoint_later(payload)
+
+    def _complete(self, payload: RunningPayload) -> None:
+        if payload.nature.loss is None:
+            self._finish(payload, state="failed", blame="point", reason="exit code 1")
+        else:
+            self._finish(payload, state="succeeded", loss=payload.nature.loss)
+        self._place()
+
+    def _cut(self, payload: RunningPayload) -> None:
+        self._save(payload)
+        self._finish(payload, state="timed_out", blame="walltime", reason="end of the allocation")
+
+    def _finish(self, payload: RunningPayload, **outcome: Any) -> None:  # fields of AttemptEnded
+        _call_off(payload)
+        duration = self._agenda.clock.monotonic() - payload.started_at
+        self._busy_s += duration * _gpus(payload)
+        del self._running[payload.order.attempt]
+        self._conclude(
+            protocol.AttemptEnded(
+                payload.order.attempt,
+                duration_s=duration,
+                progress=payload.saved_s > payload.done_before_s,
+                **outcome,
+            )
+        )
+
+    def _conclude(self, ended: protocol.AttemptEnded) -> None:
+        self._idle_since = self._agenda.clock.monotonic()
+        self._outcomes[ended.attempt] = self._emit(ended)
+        self._log.commit()
+
+    # --- checkpoints ---
+
+    def _checkpoint_later(self, payload: RunningPayload) -> None:
+        rule = payload.spec.checkpoint
+        if rule is not None:
+            save = self._guarded(lambda: self._save_and_go_on(payload))
+            payload.events.append(self._agenda.after(rule.interval_s, save))
+
+    def _save_and_go_on(self, payload: RunningPayload) -> None:
+        self._save(payload)
+        self._checkpoint_later(payload)
+
+    def _save(self, payload: RunningPayload) -> None:
+        done = payload.done_s(self._agenda.clock.monotonic())
+        if payload.spec.checkpoint is None or done <= payload.saved_s:
+            return
+        content = json.dumps({"done_s": done}).encode()
+        path = self._home.files / f"{payload.order.attempt}.{self._log.last_seq + 1}.ckpt"
+        self._files.replace(path, content)
+        ref = FileRef(
+            str(path.relative_to(self._spool.root)),
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+        )
+        payload.saved_s = done
+        self._emit(protocol.CheckpointSaved(payload.order.attempt, ref))
+        self._log.commit()
+
+    def _progress_in(self, checkpoint: FileRef | None) -> float:
+        if checkpoint is None:
+            return 0.0
+        content = self._files.read(self._spool.committed(checkpoint), 0, checkpoint.size)
+        return float(json.loads(content)["done_s"])
+
+    # --- the log and the end ---
+
+    def _emit(self, event: protocol.Event) -> Record:
+        fields: Mapping[str, Any] = protocol.to_fields(event)
+        seq = self._log.append(event.KIND, dict(fields))
+        record = Record(seq, event.KIND, self._agenda.clock.now(), dict(fields), 0, 0)
+        self._sent[seq] = record
+        return record
+
+    def _append_again(self, record: Record) -> None:
+        self._log.append_again(record)
+
+    def _remaining_s(self) -> float:
+        return max(0.0, self._drain_at - self._agenda.clock.monotonic())
+
+    def _leave_if_done(self) -> bool:
+        if self._running or self._waiting:
+            return False
+        idle = self._agenda.clock.monotonic() - self._idle_since
+        if not (self._draining or self._closed or idle >= self._plan.idle_exit_s):
+            return False
+        lifetime = self._agenda.clock.monotonic() - self._began
+        slots = len(self._start.node_names) * self._plan.node.gpus
+        self._emit(protocol.AllocationEnded("nothing more to do", lifetime * slots, self._busy_s))
+        self._log.close()
+        self._leave_silently()
+        return True
+
+    def _leave_silently(self) -> None:
+        self._alive = False
+        self._agenda.after(0.0, self._start.done)
+
+    def _guarded(self, happen: Callable[[], object]) -> Callable[[], None]:
+        """The same, but not after this runner's end."""
+
+        def happen_if_alive() -> None:
+            if self._alive:
+                happen()
+
+        return happen_if_alive
+
+
+def _gpus(payload: RunningPayload) -> float:
+    return payload.spec.shape.gpus_per_node * len(payload.nodes)
+
+
+def _call_off(payload: RunningPayload) -> None:
+    for event in payload.events:
+        event.call_off()
