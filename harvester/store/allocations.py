@@ -1,0 +1,153 @@
+"""Allocations: their lives and what their runners and the batch system said of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harvester import lifecycle
+from harvester.errors import IllegalTransition
+from harvester.model import AllocationState, JobId, Tag
+from harvester.store.history import Change, History
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationRow:
+    """An allocation as the index holds it; columns as in ``schema``."""
+
+    tag: Tag
+    state: AllocationState
+    since: float
+    queue: str
+    nodes: int
+    walltime_s: float
+    gpus_per_node: int
+    why: str
+    job_id: JobId | None
+    planned_at: float
+    submitted_at: float | None
+    started_at: float | None
+    ended_at: float | None
+    reason: str | None
+    witness: str | None
+    runner: str
+    epoch_seen: int
+    remaining_s: float | None
+    heartbeat_at: float | None
+    slots: float
+    slots_busy: float
+    slot_seconds: float
+    busy_slot_seconds: float
+    closing: bool
+    cancel: int
+
+
+_COLUMNS = ", ".join(AllocationRow.__dataclass_fields__)
+
+
+class Allocations:
+    """The table of allocations. Only ``step`` writes a state."""
+
+    def __init__(self, connection: sqlite3.Connection, history: History) -> None:
+        self._connection = connection
+        self._history = history
+
+    def add(self, tag: Tag, at: float, fields: Mapping[str, Any]) -> None:
+        """A new allocation in state PLANNED; one that is known already is left alone."""
+        done = self._connection.execute(
+            "INSERT OR IGNORE INTO allocations (tag, state, since, queue, nodes, walltime_s,"
+            " gpus_per_node, why, planned_at) VALUES (?, 'planned', ?, ?, ?, ?, ?, ?, ?)",
+            (
+                tag,
+                at,
+                fields["queue"],
+                fields["nodes"],
+                fields["walltime_s"],
+                fields["gpus_per_node"],
+                fields["why"],
+                at,
+            ),
+        )
+        if done.rowcount:
+            self._history.add("allocation", tag, Change(at, None, "planned", fields["why"]))
+
+    def step(
+        self,
+        tag: Tag,
+        to: AllocationState,
+        at: float,
+        why: str,
+        columns: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Move an allocation, setting ``columns`` along with it; False if it is there already.
+
+        Raises:
+            IllegalTransition: its life has no such step.
+        """
+        current = self.state(tag)
+        if current is None:
+            raise KeyError(tag)
+        try:
+            moved = lifecycle.step_allocation(current, to)
+        except IllegalTransition as error:
+            raise IllegalTransition(f"{error}{self._history.text(tag)}") from None
+        if moved is None:
+            return False
+        self.change(tag, {"state": to.value, "since": at, **(columns or {})})
+        self._history.add("allocation", tag, Change(at, current.value, to.value, why))
+        return True
+
+    def change(self, tag: Tag, columns: Mapping[str, Any]) -> None:
+        """Set columns other than the state."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        self._connection.execute(
+            f"UPDATE allocations SET {names} WHERE tag = ?", (*columns.values(), tag)
+        )
+
+    def state(self, tag: Tag) -> AllocationState | None:
+        """The state of an allocation, None if there is none of that tag."""
+        row = self._connection.execute(
+            "SELECT state FROM allocations WHERE tag = ?", (tag,)
+        ).fetchone()
+        return None if row is None else AllocationState(row[0])
+
+    def get(self, tag: Tag) -> AllocationRow:
+        """An allocation by its tag; KeyError if there is none."""
+        found = self._select("tag = ?", (tag,))
+        if not found:
+            raise KeyError(tag)
+        return found[0]
+
+    def not_ended(self) -> tuple[AllocationRow, ...]:
+        """All that have not ended, in the order of their planning."""
+        return self._select("state != 'ended' ORDER BY planned_at, tag")
+
+    def ended_since(self, instant: float) -> tuple[AllocationRow, ...]:
+        """Those that ended at or after an instant, newest first."""
+        return self._select("state = 'ended' AND ended_at >= ? ORDER BY ended_at DESC", (instant,))
+
+    def newest(self, limit: int) -> tuple[AllocationRow, ...]:
+        """The newest allocations, oldest of them first."""
+        found = self._select(f"1 ORDER BY planned_at DESC, tag DESC LIMIT {limit:d}")
+        return tuple(reversed(found))
+
+    def node_seconds_since(self, instant: float) -> float:
+        """Node seconds asked for by what was planned since an instant."""
+        row = self._connection.execute(
+            "SELECT coalesce(sum(nodes * walltime_s), 0) FROM allocations WHERE planned_at >= ?",
+            (instant,),
+        ).fetchone()
+        return float(row[0])
+
+    def _select(self, where: str, arguments: tuple[Any, ...] = ()) -> tuple[AllocationRow, ...]:
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM allocations WHERE {where}", arguments
+        )
+        return tuple(_row(row) for row in rows)
+
+
+def _row(row: tuple[Any, ...]) -> AllocationRow:
+    values = (row[0], AllocationState(row[1]), *row[2:23], bool(row[23]), row[24])
+    return AllocationRow(*values)

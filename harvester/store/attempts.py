@@ -1,0 +1,302 @@
+"""Attempts: their lives, outcomes, and what is still to be done about them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harvester import lifecycle
+from harvester.errors import IllegalTransition
+from harvester.model import Attempt, AttemptId, AttemptState, Blame, FileRef, LeaseId, PointId, Tag
+from harvester.model import TaskId as TaskId
+from harvester.store.history import Change, History
+from payload_runner.protocol import from_fields, to_fields
+
+_COLUMNS = (
+    "attempt, lease, task, point, number, state, blame, reason, tag, node, loss, started_at,"
+    " ended_at, resumed_from, checkpoint, progress, delivered"
+)
+_LIVE = "state IN ('leased', 'ordered', 'running')"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveAttempt:
+    """A leased, ordered or running attempt with what planning needs of its lease."""
+
+    attempt: AttemptId
+    task: TaskId
+    state: AttemptState
+    since: float
+    started_at: float | None
+    tag: Tag | None
+    payload_id: str
+    priority: int
+    resumed: bool
+    returned_by: Tag | None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running attempt for the status view."""
+
+    attempt: AttemptId
+    task: TaskId
+    point: PointId
+    tag: Tag | None
+    node: str | None
+    since: float | None
+    last_step: int | None
+    last_loss: float | None
+
+
+class Attempts:
+    """The table of attempts. Only ``step`` writes a state."""
+
+    def __init__(self, connection: sqlite3.Connection, history: History) -> None:
+        self._connection = connection
+        self._history = history
+
+    def add(
+        self,
+        attempt: AttemptId,
+        of: tuple[LeaseId, TaskId, PointId],
+        number: int,
+        at: float,
+        why: str,
+        *,
+        checkpoint: FileRef | None = None,
+        resumed_from: AttemptId | None = None,
+    ) -> None:
+        """A new attempt in state LEASED; one that is known already is left alone."""
+        done = self._connection.execute(
+            "INSERT OR IGNORE INTO attempts (attempt, lease, task, point, number, state, since,"
+            " resumed_from, checkpoint) VALUES (?, ?, ?, ?, ?, 'leased', ?, ?, ?)",
+            (attempt, *of, number, at, resumed_from, _dump(checkpoint)),
+        )
+        if done.rowcount:
+            self._history.add("attempt", attempt, Change(at, None, "leased", why))
+
+    def step(
+        self,
+        attempt: AttemptId,
+        to: AttemptState,
+        at: float,
+        why: str,
+        columns: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Move an attempt, setting ``columns`` along with it; False if it is there already.
+
+        Raises:
+            IllegalTransition: its life has no such step.
+        """
+        current = self.state(attempt)
+        if current is None:
+            raise KeyError(attempt)
+        try:
+            moved = lifecycle.step_attempt(current, to)
+        except IllegalTransition as error:
+            raise IllegalTransition(f"{error}{self._history.text(attempt)}") from None
+        if moved is None:
+            return False
+        self.change(attempt, {"state": to.value, "since": at, **(columns or {})})
+        self._history.add("attempt", attempt, Change(at, current.value, to.value, why))
+        return True
+
+    def change(self, attempt: AttemptId, columns: Mapping[str, Any]) -> None:
+        """Set columns other than the state."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        self._connection.execute(
+            f"UPDATE attempts SET {names} WHERE attempt = ?", (*columns.values(), attempt)
+        )
+
+    def state(self, attempt: AttemptId) -> AttemptState | None:
+        """The state of an attempt, None if there is none of that id."""
+        row = self._connection.execute(
+            "SELECT state FROM attempts WHERE attempt = ?", (attempt,)
+        ).fetchone()
+        return None if row is None else AttemptState(row[0])
+
+    def get(self, attempt: AttemptId) -> Attempt:
+        """An attempt by its id; KeyError if there is none."""
+        found = self._select("attempt = ?", (attempt,))
+        if not found:
+            raise KeyError(attempt)
+        return found[0]
+
+    def of_lease(self, lease: LeaseId) -> tuple[Attempt, ...]:
+        """The attempts of a lease in the order of their numbers."""
+        return self._select("lease = ? ORDER BY number", (lease,))
+
+    def saved(self, attempt: AttemptId) -> FileRef | None:
+        """The newest checkpoint that the attempt itself committed."""
+        row = self._connection.execute(
+            "SELECT saved FROM attempts WHERE attempt = ?", (attempt,)
+        ).fetchone()
+        return _load(row[0])
+
+    def outcome(self, attempt: AttemptId) -> dict[str, Any]:
+        """The fields of its AttemptEnded event; empty when there was none."""
+        row = self._connection.execute(
+            "SELECT outcome FROM attempts WHERE attempt = ?", (attempt,)
+        ).fetchone()
+        found: dict[str, Any] = json.loads(row[0]) if row[0] else {}
+        return found
+
+    def unjudged(self, limit: int = 1000) -> tuple[Attempt, ...]:
+        """Ended attempts about which nothing was decided yet."""
+        return self._select(f"judged = 0 AND NOT {_LIVE} LIMIT {limit:d}")
+
+    def unwanted(self) -> tuple[Attempt, ...]:
+        """Live attempts to be stopped, without a stop order yet."""
+        return self._select(f"unwanted IS NOT NULL AND stop_ordered = 0 AND {_LIVE}")
+
+    def unwanted_why(self, attempt: AttemptId) -> str:
+        """As what an unwanted attempt is to end."""
+        row = self._connection.execute(
+            "SELECT unwanted FROM attempts WHERE attempt = ?", (attempt,)
+        ).fetchone()
+        return str(row[0])
+
+    def mark_unwanted(self, lease: LeaseId, outcome: str) -> None:
+        """All live attempts of a lease are to be stopped."""
+        self._connection.execute(
+            f"UPDATE attempts SET unwanted = ? WHERE lease = ? AND {_LIVE}", (outcome, lease)
+        )
+
+    def mark_unstarted_unwanted(self, lease: LeaseId) -> None:
+        """Attempts of a lease that do not run yet are not to be started any more."""
+        self._connection.execute(
+            "UPDATE attempts SET unwanted = 'cancelled' WHERE lease = ? AND state = 'leased'",
+            (lease,),
+        )
+
+    def deliverable(self, limit: int) -> tuple[Attempt, ...]:
+        """Judged attempts to tell the service, oldest end first.
+
+        A lost one waits until its lease is settled: until then a late result may take its place.
+        """
+        return self._select(
+            "judged = 1 AND delivered < 2 AND uploads = 0 AND (state != 'lost' OR EXISTS (SELECT 1"
+            " FROM leases l WHERE l.lease = attempts.lease AND l.settled_by IS NOT NULL))"
+            f" ORDER BY ended_at LIMIT {limit:d}"
+        )
+
+    def to_upload(self, limit: int) -> tuple[Attempt, ...]:
+        """Attempts with files that the service does not have yet."""
+        return self._select(f"judged = 1 AND delivered < 2 AND uploads > 0 LIMIT {limit:d}")
+
+    def undelivered(self) -> tuple[int, float | None]:
+        """How many outcomes wait for the service, and since when the oldest does."""
+        row = self._connection.execute(
+            "SELECT count(*), min(since) FROM attempts WHERE judged = 1 AND delivered < 2"
+            " AND state != 'lost'"
+        ).fetchone()
+        return int(row[0]), row[1]
+
+    def in_allocation(self, tag: Tag) -> tuple[Attempt, ...]:
+        """Attempts ordered to or running in an allocation."""
+        return self._select("tag = ? AND state IN ('ordered', 'running')", (tag,))
+
+    def live(self) -> tuple[LiveAttempt, ...]:
+        """All leased, ordered and running attempts that are wanted, oldest first."""
+        rows = self._connection.execute(
+            "SELECT a.attempt, a.task, a.state, a.since, a.started_at, a.tag, l.payload_id,"
+            " l.priority, a.checkpoint IS NOT NULL, a.returned_by"
+            " FROM attempts a JOIN leases l ON l.lease = a.lease"
+            " WHERE a.state IN ('leased', 'ordered', 'running') AND a.unwanted IS NULL"
+            " ORDER BY a.since, a.attempt"
+        )
+        return tuple(
+            LiveAttempt(*(row[0], row[1], AttemptState(row[2]), *row[3:8], bool(row[8]), row[9]))
+            for row in rows
+        )
+
+    def running(self, limit: int) -> tuple[Running, ...]:
+        """Running attempts for the status view, newest first."""
+        rows = self._connection.execute(
+            "SELECT attempt, task, point, tag, node, started_at, last_step, last_loss"
+            " FROM attempts WHERE state = 'running' ORDER BY since DESC LIMIT ?",
+            (limit,),
+        )
+        return tuple(Running(*row) for row in rows)
+
+    def counts(self) -> dict[str, int]:
+        """How many attempts there are in each state."""
+        return dict(self._connection.execute("SELECT state, count(*) FROM attempts GROUP BY state"))
+
+    def counts_by_task(self) -> dict[str, dict[str, int]]:
+        """Task -> leased, ordered, running, ended, delivered."""
+        rows = self._connection.execute(
+            "SELECT task, sum(state = 'leased'), sum(state = 'ordered'), sum(state = 'running'),"
+            f" sum(NOT {_LIVE}), sum(delivered = 2) FROM attempts GROUP BY task"
+        )
+        names = ("leased", "ordered", "running", "ended", "delivered")
+        return {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
+
+    def durations(self, newest: int) -> dict[TaskId, list[float]]:
+        """Task -> durations of its newest successes that ran in one piece."""
+        rows = self._connection.execute(
+            "SELECT task, duration_s FROM attempts WHERE state = 'succeeded' AND duration_s > 0"
+            " AND resumed_from IS NULL ORDER BY ended_at DESC LIMIT ?",
+            (newest,),
+        )
+        found: dict[TaskId, list[float]] = {}
+        for task, duration in rows:
+            found.setdefault(task, []).append(duration)
+        return found
+
+    def add_reports(self, attempt: AttemptId, values: Iterable[Mapping[str, Any]]) -> None:
+        """Keep metrics for the service; the newest value of a step replaces older ones."""
+        rows = [(attempt, value["step"], json.dumps(value)) for value in values if "step" in value]
+        self._connection.executemany("INSERT OR REPLACE INTO reports VALUES (?, ?, ?)", rows)
+
+    def pending_reports(self, limit: int) -> tuple[tuple[AttemptId, dict[str, Any]], ...]:
+        """Metrics that the service has not been told."""
+        rows = self._connection.execute(
+            "SELECT attempt, fields FROM reports ORDER BY attempt, step LIMIT ?", (limit,)
+        )
+        return tuple((attempt, json.loads(fields)) for attempt, fields in rows)
+
+    def drop_reports(self, told: Iterable[tuple[AttemptId, dict[str, Any]]]) -> None:
+        """Forget metrics that were told, unless a newer value of the step came meanwhile."""
+        self._connection.executemany(
+            "DELETE FROM reports WHERE attempt = ? AND step = ? AND fields = ?",
+            [(attempt, value["step"], json.dumps(value)) for attempt, value in told],
+        )
+
+    def _select(self, where: str, arguments: tuple[Any, ...] = ()) -> tuple[Attempt, ...]:
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM attempts WHERE {where}", arguments)
+        return tuple(_attempt(row) for row in rows)
+
+
+def _attempt(row: tuple[Any, ...]) -> Attempt:
+    return Attempt(
+        attempt=row[0],
+        lease=row[1],
+        task=row[2],
+        point=row[3],
+        number=row[4],
+        state=AttemptState(row[5]),
+        blame=None if row[6] is None else Blame(row[6]),
+        reason=row[7],
+        tag=row[8],
+        node=row[9],
+        loss=row[10],
+        started_at=row[11],
+        ended_at=row[12],
+        resumed_from=row[13],
+        checkpoint=_load(row[14]),
+        progress=bool(row[15]),
+        delivered=row[16] == 2,
+    )
+
+
+def _dump(ref: FileRef | None) -> str | None:
+    return None if ref is None else json.dumps(to_fields(ref))
+
+
+def _load(text: str | None) -> FileRef | None:
+    return None if text is None else from_fields(FileRef, json.loads(text))

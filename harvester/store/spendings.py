@@ -1,0 +1,26 @@
+"""What has been spent of the budgets: instants of queries and submissions, in sliding windows."""
+
+from __future__ import annotations
+
+import sqlite3
+
+_KEPT_S = 2 * 86400.0
+
+
+class Spendings:
+    """The table of spendings. Times are wall-clock, since a window must outlive the process."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def add(self, what: str, at: float) -> None:
+        """Record one query or submission and forget what no window reaches any more."""
+        self._connection.execute("INSERT INTO spendings VALUES (?, ?)", (what, at))
+        self._connection.execute("DELETE FROM spendings WHERE at < ?", (at - _KEPT_S,))
+
+    def within(self, what: str, window_s: float, now: float) -> int:
+        """How many in the window. Those that a clock jump left in the future count as now."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM spendings WHERE what = ? AND at > ?", (what, now - window_s)
+        ).fetchone()
+        return int(row[0])
