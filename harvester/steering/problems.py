@@ -24,9 +24,13 @@ class Problems:
         """Note one problem; ``value`` is shown as JSON, shortened."""
         self.found.append(Problem(self.file, key, shown(value), expected))
 
+    def tell(self, key: str, sentence: str) -> None:
+        """Note a problem that has no value to show."""
+        self.found.append(Problem(self.file, key, "", sentence))
+
     def missing(self, key: str, expected: str) -> None:
         """Note a key that is not there."""
-        self.found.append(Problem(self.file, key, "", f"is missing; {expected}"))
+        self.tell(key, f"is missing; {expected}")
 
     def extend(self, others: Iterable[Problem]) -> None:
         """Take over what another reader found."""
@@ -37,9 +41,7 @@ class Problems:
         for key in given:
             if key not in known:
                 path = f"{where}.{key}" if where else key
-                self.found.append(
-                    Problem(self.file, path, "", f"is not a known key{nearest(key, known)}")
-                )
+                self.tell(path, f"is not a known key{nearest(key, known)}")
 
     def check(self) -> None:
         """Raise what was found.

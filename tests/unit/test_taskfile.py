@@ -1,0 +1,518 @@
+"""From a phpo configuration to a task: what is read, what is refused, what a user is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.errors import InputError
+from harvester.site import Queue, Site, WalltimeBin
+from harvester.steering.evaluation_script import local_script
+from harvester.steering.taskfile import (
+    TaskDefinition,
+    check_against_site,
+    input_paths,
+    load_task,
+    payload_spec,
+    payload_specs,
+    warnings,
+)
+from payload_runner.protocol import CheckpointRule, Container, NodeShape, from_fields, to_fields
+
+SPACE = {"lr": {"method": "loguniform", "dimension": {"low": 1e-4, "high": 1}}}
+CONFIG = {"evaluationExec": "bash ./run.sh", "searchSpaceFile": "space.json"}
+
+
+def write_search(directory: Path, config: dict[str, Any] | None = None, **more: Any) -> Path:
+    (directory / "space.json").write_text(json.dumps(SPACE))
+    (directory / "run.sh").write_text("#!/bin/sh\npython train.py\n")
+    (directory / "train.py").write_text("print()\n")
+    path = directory / "config.json"
+    path.write_text(json.dumps({**(CONFIG if config is None else config), **more}))
+    return path
+
+
+def problems_of(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, str]:
+    with pytest.raises(InputError) as caught:
+        load_task(path, overrides)
+    assert caught.value.exit_code == 65
+    return {problem.key: str(problem) for problem in caught.value.problems}
+
+
+def site(**changes: Any) -> Site:
+    fields: dict[str, Any] = {
+        "name": "here",
+        "batch_system": "local",
+        "node": NodeShape(gpus=4, cores=32, memory_mb=100_000),
+        "queues": (
+            Queue(name="short", bins=(WalltimeBin(nodes_min=1, nodes_max=8, walltime_max_s=3600),)),
+        ),
+        "spool": Path("/scratch"),
+    }
+    return Site(**{**fields, **changes})
+
+
+def test_a_command_and_a_space_are_enough_and_the_rest_has_phpos_defaults(tmp_path: Path) -> None:
+    task = load_task(write_search(tmp_path))
+    assert task.command == "bash ./run.sh"
+    assert task.name == tmp_path.name
+    assert (task.parallel, task.max_points, task.max_evaluation_jobs) == (1, 10, 20)
+    assert (task.points_per_iteration, task.min_unevaluated_points) == (None, 0)
+    assert (task.input_name, task.training_name, task.output_name) == (
+        "input.json",
+        "input_ds.json",
+        "output.json",
+    )
+    assert (task.meta_name, task.metrics_name, task.checkpoint, task.container) == (None,) * 4
+    assert [space.to_json() for space in task.spaces] == [SPACE]
+    assert task.sampler.name == "auto"
+    assert [file.name for file in task.files] == ["config.json", "run.sh", "space.json", "train.py"]
+
+
+def test_every_implemented_option_arrives(tmp_path: Path) -> None:
+    task = load_task(
+        write_search(
+            tmp_path,
+            nParallelEvaluation=8,
+            maxPoints=40,
+            maxEvaluationJobs=60,
+            nPointsPerIteration=10,
+            minUnevaluatedPoints=3,
+            evaluationContainer="docker://pytorch/pytorch:2.4",
+            evaluationInput="in.json",
+            evaluationTrainingData="data.json",
+            evaluationOutput="out.json",
+            evaluationMeta="meta.json",
+            evaluationMetrics="metrics.tgz",
+            checkPointToSave="model.pt, ./logs/",
+            checkPointToLoad="old.tgz",
+            checkPointInterval=0.5,
+            outDS="user.alice.search/",
+            site="A,B",
+            includedSite=["C"],
+            sampler={"name": "skopt", "options": {"base_estimator": "RF"}},
+            seed=5,
+            payload={"gpus_per_node": 0.5, "memory": "8GB", "cores": 2, "expected_minutes": 3},
+        )
+    )
+    assert (task.parallel, task.max_points, task.charge_limit) == (8, 40, 60)
+    assert (task.points_per_iteration, task.min_unevaluated_points) == (10, 3)
+    assert task.container == Container(image="docker://pytorch/pytorch:2.4")
+    assert (task.input_name, task.training_name, task.output_name) == (
+        "in.json",
+        "data.json",
+        "out.json",
+    )
+    assert (task.meta_name, task.metrics_name) == ("meta.json", "metrics.tgz")
+    assert task.checkpoint == CheckpointRule(
+        paths=("model.pt", "logs"), load_as="old.tgz", interval_s=30.0
+    )
+    assert (task.name, task.sites) == ("user.alice.search", ("A", "B", "C"))
+    assert (task.sampler.name, task.sampler.options) == ("skopt", {"base_estimator": "RF"})
+    assert task.seed == 5
+    shape = task.payload.shape
+    assert (shape.gpus_per_node, shape.cores_per_node, shape.memory_mb_per_node) == (0.5, 2, 8000)
+    assert task.payload.expected_s == 180
+
+
+def test_the_document_reads_as_the_same_task_after_json(tmp_path: Path) -> None:
+    task = load_task(write_search(tmp_path, payload={"nodes": 2}, seed=1))
+    document = json.loads(json.dumps(task.to_document(), allow_nan=False))
+    assert TaskDefinition.from_document(document) == task
+    assert document["config"] == CONFIG
+
+
+def test_the_file_wins_over_the_command_line(tmp_path: Path) -> None:
+    path = write_search(tmp_path, maxPoints=7)
+    task = load_task(path, {"maxPoints": 99, "nParallelEvaluation": 3, "site": None})
+    assert (task.max_points, task.parallel) == (7, 3)
+
+
+def test_a_search_may_come_from_the_command_line_alone(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    task = load_task(None, {**CONFIG, "maxPoints": 3}, directory=tmp_path)
+    assert task.max_points == 3
+
+
+def test_files_travel_recursively_with_hash_and_mode_and_leave_hidden_and_own_names(
+    tmp_path: Path,
+) -> None:
+    path = write_search(tmp_path)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "model.py").write_text("x = 1\n")
+    (tmp_path / "lib" / "notes.txt").write_text("no")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hook.sh").write_text("no")
+    (tmp_path / ".secret.json").write_text("{}")
+    (tmp_path / "output.json").write_text('{"loss": 0}')
+    (tmp_path / "run.sh").chmod(0o755)
+    task = load_task(path)
+    assert [file.name for file in task.files] == [
+        "config.json",
+        "lib/model.py",
+        "run.sh",
+        "space.json",
+        "train.py",
+    ]
+    model, run = task.files[1:3]
+    assert model.sha256 == hashlib.sha256(b"x = 1\n").hexdigest()
+    assert (model.size, model.executable, run.executable) == (6, False, True)
+    assert input_paths(task.files, tmp_path)[model.sha256] == tmp_path / "lib" / "model.py"
+
+
+def test_a_link_out_of_the_directory_is_refused_and_one_inside_travels(tmp_path: Path) -> None:
+    search = tmp_path / "search"
+    search.mkdir()
+    (tmp_path / "passwords.json").write_text("{}")
+    path = write_search(search)
+    (search / "same.py").symlink_to("train.py")
+    assert "same.py" in [file.name for file in load_task(path).files]
+    (search / "stolen.json").symlink_to("../passwords.json")
+    (search / "broken.sh").symlink_to("nowhere")
+    found = problems_of(path)
+    assert set(found) == {"stolen.json", "broken.sh"}
+    assert "leaves the configuration's directory" in found["stolen.json"]
+
+
+def test_a_fifo_among_the_files_is_refused_not_waited_for(tmp_path: Path) -> None:
+    path = write_search(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    assert problems_of(path) == {"pipe.json": "config.json: pipe.json: is not a plain file"}
+
+
+def test_more_than_ten_megabytes_do_not_travel(tmp_path: Path) -> None:
+    path = write_search(tmp_path)
+    (tmp_path / "large.json").write_bytes(b" " * 10_000_001)
+    assert "more than 10 MB" in problems_of(path)["large.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"nParalelEvaluation": 3}, "nParalelEvaluation", "did you mean 'nParallelEvaluation'?"),
+        ({"maxPoints": 0}, "maxPoints", "got 0; expected a whole number from 1"),
+        ({"maxPoints": "10"}, "maxPoints", 'got "10"; expected a whole number'),
+        ({"maxPoints": True}, "maxPoints", "expected a whole number"),
+        ({"maxPoints": 2.5}, "maxPoints", "expected a whole number"),
+        ({"official": "yes"}, "official", "expected true or false"),
+        ({"minUnevaluatedPoints": 2}, "minUnevaluatedPoints", "less than nPointsPerIteration (2)"),
+        ({"trainingDS": "mc.data"}, "trainingDS", "not implemented yet"),
+        ({"steeringExec": "run"}, "steeringExec", "not implemented yet"),
+        ({"steeringContainer": "img"}, "steeringContainer", "not implemented yet"),
+        ({"evaluationExec": None}, "evaluationExec", "is missing"),
+        ({"evaluationExec": "   "}, "evaluationExec", "expected a command"),
+        ({"evaluationExec": "./missing.sh"}, "evaluationExec", "there is no file 'missing.sh'"),
+        ({"evaluationExec": "bash rum.sh"}, "evaluationExec", "did you mean 'run.sh'?"),
+        ({"evaluationExec": "./train"}, "evaluationExec", "only *.json, *.sh, *.py, *.yaml travel"),
+        ({"evaluationExec": "sh ../run.sh"}, "evaluationExec", "outside the working directory"),
+        ({"evaluationExec": "echo %SEGMENT_NAME"}, "evaluationExec", "needs a segmentSpecFile"),
+        ({"searchSpaceFile": "nowhere.json"}, "searchSpaceFile", "cannot be read: No such file"),
+        ({"searchSpaceFile": None}, "searchSpaceFile", "is missing"),
+        ({"searchSpace": SPACE}, "searchSpace", "give one of them"),
+        ({"checkPointToSave": "../x"}, "checkPointToSave", "leaves the working directory"),
+        ({"checkPointToSave": "/etc/passwd"}, "checkPointToSave", "leaves the working directory"),
+        ({"checkPointToSave": "a/../../x"}, "checkPointToSave", "leaves the working directory"),
+        (
+            {"checkPointToSave": "a", "checkPointToLoad": "../a"},
+            "checkPointToLoad",
+            "leaves the working directory",
+        ),
+        ({"checkPointInterval": 5}, "checkPointInterval", "needs checkPointToSave"),
+        (
+            {"checkPointToSave": "a", "checkPointInterval": 0},
+            "checkPointInterval",
+            "a number above 0",
+        ),
+        ({"evaluationOutput": "../out.json"}, "evaluationOutput", "inside the working directory"),
+        ({"evaluationOutput": "input.json"}, "evaluationOutput", "name of evaluationInput already"),
+        ({"evaluationMetrics": "metrics.jsonl"}, "evaluationMetrics", "the metrics lines already"),
+        ({"evaluationContainer": "-v /:/x img"}, "evaluationContainer", "expected an image"),
+        ({"seed": -1}, "seed", "expected a whole number from 0"),
+        ({"site": ["../x"]}, "site", "names"),
+        ({"sampler": "skpot"}, "sampler.name", "did you mean 'skopt'?"),
+        ({"sampler": {"name": "skopt", "options": {"base_estimator": "X"}}}, *("", "")),
+        ({"payload": 3}, "payload", "expected an object"),
+        ({"payload": {"gpus": 1}}, "payload.gpus", "is not a known key"),
+        ({"payload": {"gpus_per_node": 1.5}}, "payload.gpus_per_node", "a share below 1"),
+        ({"payload": {"gpus_per_node": -1}}, "payload.gpus_per_node", "a number from 0"),
+        ({"payload": {"nodes": 0}}, "payload.nodes", "a whole number from 1"),
+        ({"payload": {"memory": "8 gigs"}}, "payload.memory", "a size with its unit"),
+        ({"payload": {"memory": "8GB", "memory_mb": 1}}, "payload.memory_mb", "give one of them"),
+        ({"payload": {"elastic": {"min": 1, "max": 4}}}, "payload.elastic", "not implemented yet"),
+        ({"payload": {"nodes": 2, "start": "mpi"}}, "payload.start", "not implemented yet"),
+        ({"payload": {"start": "single", "ranks_per_node": 2}}, "payload.ranks_per_node", "use"),
+        ({"payload": {"environment": {"A-B": "x"}}}, "payload.environment.A-B", "is not a name"),
+        ({"payload": {"environment": {"A": 1}}}, "payload.environment.A", "expected a text"),
+        (
+            {"payload": {"environment": {"HARVESTER_X": "1"}}},
+            "payload.environment.HARVESTER_X",
+            "the harvester's own",
+        ),
+        ({"payload": {"warn_signal": "SIGKILL"}}, "payload.warn_signal", "one of SIGUSR1"),
+        (
+            {"payload": {"expected_minutes": 9, "max_minutes": 3}},
+            "payload.expected_minutes",
+            "above max_minutes",
+        ),
+        ({"segmentSpecFile": "none.json"}, "segmentSpecFile", "cannot be read"),
+    ],
+)
+def test_a_bad_value_is_named_by_file_key_and_expectation(
+    tmp_path: Path, changes: dict[str, Any], key: str, words: str
+) -> None:
+    if key == "":
+        key, words = "sampler.options.base_estimator", "one of GP, RF, ET"
+    found = problems_of(write_search(tmp_path, **changes))
+    assert list(found) == [key]
+    assert found[key].startswith("config.json")
+    assert words in found[key]
+
+
+def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
+    path = write_search(tmp_path, maxPoints=-1, wrong=1, payload={"nodes": 0})
+    (tmp_path / "space.json").write_text('{"lr": {"method": "nope"}}')
+    with pytest.raises(InputError) as caught:
+        load_task(path)
+    assert [(problem.file, problem.key) for problem in caught.value.problems] == [
+        ("config.json", "wrong"),
+        ("config.json", "maxPoints"),
+        ("config.json", "payload.nodes"),
+        ("space.json", "lr.method"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "config.json:1: is not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"maxPoints": 1,\n "maxPoints": 2}', "the key 'maxPoints' is there twice"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"evaluationExec": "true", "searchSpace": {}, "seed": NaN}', "finite numbers"),
+        ("\udcff", "is not JSON"),
+    ],
+)
+def test_a_configuration_that_is_no_sound_json_is_refused(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text, errors="surrogateescape")
+    with pytest.raises(InputError) as caught:
+        load_task(path)
+    assert words in str(caught.value)
+
+
+def test_a_missing_configuration_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.json: cannot be read: No such file"):
+        load_task(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [
+        ("./run.sh", "./run.sh"),
+        ("run.sh --lr 3", "run.sh"),
+        ("bash -x ./sub/run.sh a b", "./sub/run.sh"),
+        ("OMP_NUM_THREADS=1 python3.11 -u train.py", "train.py"),
+        ("/usr/bin/python3 train.py > log 2>&1", "train.py"),
+        ("python train.py && echo done", "train.py"),
+        ("python -m train", None),
+        ("python -c 'import x'", None),
+        ("bash -c './run.sh'", None),
+        ("/opt/program", None),
+        ("cd sub && ./run.sh", None),
+        ("echo hi", None),
+        ("python %SEGMENT_NAME.py", None),
+        ("bash $HOME/run.sh", None),
+        ("echo 'open quote", None),
+        ("", None),
+    ],
+)
+def test_the_users_script_is_found_where_it_is_evident(command: str, script: str | None) -> None:
+    assert local_script(command) == script
+
+
+def test_a_bare_name_in_a_container_may_be_a_program_of_the_image() -> None:
+    assert local_script("train.py", in_container=True) is None
+    assert local_script("python train.py", in_container=True) == "train.py"
+
+
+# --- segments ---
+
+
+def write_segments(directory: Path, segments: Any, **more: Any) -> Path:
+    (directory / "segments.json").write_text(json.dumps(segments))
+    command = "python train.py %SEGMENT_NAME"
+    return write_search(directory, segmentSpecFile="segments.json", evaluationExec=command, **more)
+
+
+def test_segments_have_their_files_and_share_or_own_a_space(tmp_path: Path) -> None:
+    path = write_segments(tmp_path, [{"name": "barrel", "files": ["/data/b"]}, {"name": "endcap"}])
+    task = load_task(path)
+    assert (task.total_points, task.charge_limit) == (20, 40)
+    assert [space.to_json() for space in task.spaces] == [SPACE, SPACE]
+    specs = payload_specs(task)
+    assert {name: spec.training_files for name, spec in specs.items()} == {
+        "barrel": ("/data/b",),
+        "endcap": (),
+    }
+    assert specs["barrel"].payload_id != specs["endcap"].payload_id
+    other = {"x": {"method": "fixed", "dimension": {"value": 1}}}
+    models = [{"model_id": 1, "search_space": other}, {"model_id": 0, "search_space": SPACE}]
+    (tmp_path / "space.json").write_text(json.dumps(models))
+    assert [space.to_json() for space in load_task(path).spaces] == [SPACE, other]
+
+
+@pytest.mark.parametrize(
+    ("segments", "key", "words"),
+    [
+        ([], "", "expected a list"),
+        ([{"name": "a/b"}], "[0].name", "letters, digits"),
+        ([{"name": "$(rm)"}], "[0].name", "letters, digits"),
+        ([{"name": "a"}, {"name": "a"}], "[1].name", "is there twice"),
+        ([{"name": "a", "files": "x"}], "[0].files", "expected a list"),
+        ([{"name": "a", "datasets": ["d"]}], "[0].datasets", "not implemented yet"),
+        ([{"name": "a", "file": []}], "[0].file", "did you mean 'files'?"),
+        ([3], "[0]", "expected"),
+    ],
+)
+def test_a_bad_segment_is_named(tmp_path: Path, segments: Any, key: str, words: str) -> None:
+    found = problems_of(write_segments(tmp_path, segments))
+    assert found[key].startswith("segments.json:")
+    assert words in found[key]
+
+
+def test_models_must_match_the_segments(tmp_path: Path) -> None:
+    path = write_segments(tmp_path, [{"name": "a"}, {"name": "b"}])
+    models = [{"model_id": 7, "search_space": SPACE}, {"model_id": "a", "search_space": {"x": 1}}]
+    (tmp_path / "space.json").write_text(json.dumps(models))
+    with pytest.raises(InputError) as caught:
+        load_task(path)
+    assert [(problem.key, problem.file) for problem in caught.value.problems] == [
+        ("[0].model_id", "space.json"),
+        ("[1].search_space.x", "space.json"),
+        ("", "space.json"),
+    ]
+
+
+# --- the document from the wire ---
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"extra": 1}, "extra"),
+        ({"name": ""}, "name"),
+        ({"config": 3}, "config"),
+        ({"files": [{"name": "../x.py", "sha256": "0" * 64, "size": 1}]}, "files[0].name"),
+        ({"files": [{"name": "/x.py", "sha256": "0" * 64, "size": 1}]}, "files[0].name"),
+        ({"files": [{"name": "x.py", "sha256": "Z", "size": 1}]}, "files[0].sha256"),
+        ({"files": [{"name": "x.py", "sha256": "0" * 64, "size": -1}]}, "files[0].size"),
+        ({"files": [{"name": "x.py", "sha256": "0" * 64, "size": 10**8}]}, "files"),
+        ({"files": [{"name": "x.py"}]}, "files[0]"),
+        ({"files": [{"name": "output.json", "sha256": "0" * 64, "size": 1}]}, "files"),
+        ({"files": [{"name": n, "sha256": "0" * 64, "size": 1} for n in ("a.py", "a.py/b.py")]},
+         "files"),
+        ({"site": "A"}, "site"),
+        ({"seed": 2**70}, "seed"),
+        ({"search_space": None}, ""),
+        ({"payload": []}, "payload"),
+    ],
+)  # fmt: skip
+def test_a_forged_document_is_refused(change: dict[str, Any], key: str) -> None:
+    document = {
+        "name": "n",
+        "config": {"evaluationExec": "true"},
+        "search_space": SPACE,
+        "files": [],
+        **change,
+    }
+    with pytest.raises(InputError) as caught:
+        TaskDefinition.from_document(document)
+    assert key in [problem.key for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("document", [None, [], "x", {"name": float("nan")}])
+def test_a_document_that_is_no_object_is_refused(document: Any) -> None:
+    with pytest.raises(InputError):
+        TaskDefinition.from_document(document)
+
+
+# --- what the runner gets ---
+
+
+def test_equal_payloads_have_equal_ids_and_survive_their_json_form(tmp_path: Path) -> None:
+    path = write_search(tmp_path, checkPointToSave="m.pt", payload={"max_minutes": 2})
+    first, again = payload_spec(load_task(path)), payload_spec(load_task(path))
+    assert first == again
+    assert from_fields(type(first), json.loads(json.dumps(to_fields(first)))) == first
+    assert first.time_limit_s == 120
+    (tmp_path / "train.py").write_text("changed")
+    assert payload_spec(load_task(path)).payload_id != first.payload_id
+
+
+# --- advice ---
+
+
+def test_one_at_a_time_is_said_to_keep_gpus_idle(tmp_path: Path) -> None:
+    path = write_search(tmp_path)
+    assert "stay idle" in warnings(load_task(path))[0]
+    assert "holds 4 of these payloads: 3 places stay idle" in warnings(load_task(path), site())[0]
+    assert warnings(load_task(write_search(tmp_path, nParallelEvaluation=4)), site()) == ()
+
+
+def test_options_without_effect_and_short_limits_are_told(tmp_path: Path) -> None:
+    space = {"x": {"method": "categorical", "dimension": {"categories": [1, 2]}}}
+    config = {"evaluationExec": "true", "searchSpace": space, "nParallelEvaluation": 2}
+    path = write_search(tmp_path, config, architecture="x86", noEmail=False, maxEvaluationJobs=5)
+    told = warnings(load_task(path))
+    assert [sentence.split(" ")[0] for sentence in told] == [
+        "architecture",
+        "maxEvaluationJobs",
+        "the",
+    ]
+    assert "at most 2 points and maxPoints is 10" in told[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "key", "words"),
+    [
+        ({"payload": {"gpus_per_node": 8}}, {}, "payload.gpus_per_node", "at most 4"),
+        ({"payload": {"cores": 64}}, {}, "payload.cores", "at most 32"),
+        ({"payload": {"memory": "1TB"}}, {}, "payload.memory", "at most 100000 MB"),
+        (
+            {"payload": {"nodes": 9}},
+            {},
+            "payload.nodes",
+            "at most 8 nodes (queue short, 1-8 nodes: 60 min)",
+        ),
+        (
+            {"payload": {"expected_minutes": 61}},
+            {},
+            "payload.expected_minutes",
+            "queue short, 1-8 nodes: 60 min",
+        ),
+        ({"evaluationContainer": "img"}, {}, "evaluationContainer", "no container runtime"),
+        ({"site": "elsewhere"}, {}, "site", "expected here"),
+    ],
+)
+def test_what_a_site_cannot_give_is_refused(
+    tmp_path: Path, changes: dict[str, Any], where: dict[str, Any], key: str, words: str
+) -> None:
+    task = load_task(write_search(tmp_path, **changes))
+    with pytest.raises(InputError) as caught:
+        check_against_site(task, site(**where))
+    assert [problem.key for problem in caught.value.problems] == [key]
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("site here:")
+
+
+def test_a_long_payload_with_checkpoints_suits_a_short_queue(tmp_path: Path) -> None:
+    payload = {"expected_minutes": 600}
+    task = load_task(write_search(tmp_path, payload=payload, checkPointToSave="m.pt"))
+    check_against_site(task, site())
