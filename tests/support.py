@@ -1,0 +1,21 @@
+"""What tests of several floors share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(predicate: Callable[[], T], timeout: float = 10.0) -> T:
+    """The predicate's first true value; fails when there is none within ``timeout`` seconds."""
+    until = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > until:
+            raise AssertionError(f"nothing after {timeout} s: {predicate}")
+        time.sleep(0.01)
