@@ -61,6 +61,7 @@ class SimulatedRunner:
         self._spool = spool
         self._paths = spool.allocation(start.tag)
         self._home = self._paths.incarnation(start.job_id, start.restarts)
+        self._writer = writer_name(start)
         self._agenda = agenda
         self._workload = workload
         self._poll_s = poll_s
@@ -114,7 +115,7 @@ class SimulatedRunner:
         self._files.make_dir(self._home.files)
         self._log = LogWriter(
             self._files,
-            self._home.events("0-simulated"),
+            self._home.events(self._writer),
             self._agenda.clock.now,
             self._agenda.clock.monotonic,
         )
@@ -138,7 +139,7 @@ class SimulatedRunner:
                 version=1,
                 tag=start.tag,
                 incarnation=self._home.name,
-                writer="0-simulated",
+                writer=self._writer,
                 host=start.node_names[0],
                 runner_version="simulated",
                 python="3.9",
@@ -166,10 +167,7 @@ class SimulatedRunner:
 
     def _poll(self) -> None:
         self._follow_epoch()
-        if self._reader is not None:
-            for record in self._reader.poll().records:
-                self._orders_read = record.seq
-                self._obey(record)
+        self._read_orders()
         if self._files.exists(self._spool.stop):
             self._drain("STOP", now=False)
         self._place()
@@ -177,16 +175,32 @@ class SimulatedRunner:
         if not self._leave_if_done():
             self._agenda.after(self._poll_s, self._guarded(self._poll))
 
-    def _follow_epoch(self) -> None:
-        now = self._agenda.clock.monotonic()
-        if now - self._looked_at_lease < _LEASE_LOOK_S:
+    def _read_orders(self) -> None:
+        reader = self._reader
+        if reader is None or not (records := reader.poll().records):
             return
-        self._looked_at_lease = now
+        # Rule 15: the lease is looked at before any order is obeyed.
+        self._look_at_lease()
+        if self._reader is not reader:
+            return
+        for record in records:
+            self._orders_read = record.seq
+            self._obey(record)
+
+    def _follow_epoch(self) -> None:
+        if self._agenda.clock.monotonic() - self._looked_at_lease >= _LEASE_LOOK_S:
+            self._look_at_lease()
+
+    def _look_at_lease(self) -> None:
+        self._looked_at_lease = self._agenda.clock.monotonic()
         names = self._files.listdir(self._spool.leases)
         newest = max((int(name) for name in names if name.isdecimal()), default=0)
-        if newest > self._epoch and self._files.exists(self._paths.orders(newest)):
-            if self._epoch:
-                self._emit(protocol.Fenced(newest, self._orders_read))
+        if newest <= self._epoch:
+            return
+        if self._epoch and self._reader is not None:
+            self._emit(protocol.Fenced(newest, self._orders_read))
+            self._reader = None
+        if self._files.exists(self._paths.orders(newest)):
             self._epoch, self._orders_read = newest, 0
             self._reader = LogReader(
                 self._files, self._paths.orders(newest), self._agenda.clock.monotonic
@@ -203,9 +217,9 @@ class SimulatedRunner:
             self._take(protocol.from_fields(Order, fields))
         elif record.kind == "stop":
             self._stop(fields["attempt"], fields["outcome"], fields["reason"])
-        elif record.kind == "ack":
+        elif record.kind == "ack" and fields["writer"] == self._writer:
             self._sent = {seq: sent for seq, sent in self._sent.items() if seq > fields["seq"]}
-        elif record.kind == "resend":
+        elif record.kind == "resend" and fields["writer"] == self._writer:
             self._resend(fields["from"], fields["to"])
         elif record.kind == "drain":
             self._drain(fields["reason"], now=fields["now"])
@@ -386,6 +400,11 @@ class SimulatedRunner:
                 happen()
 
         return happen_if_alive
+
+
+def writer_name(start: JobStart) -> str:
+    """The name of an incarnation's event log's writer."""
+    return f"0-{start.job_id}-{start.restarts}"
 
 
 def _gpus(payload: RunningPayload) -> float:
