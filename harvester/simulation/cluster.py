@@ -101,6 +101,7 @@ class SimulatedCluster:
         self.queries = 0
         self._agenda = agenda
         self._launch = launch
+        self._nodes = nodes
         self._free = [f"node{n:04d}" for n in range(nodes)]
         self._wait_s = wait_s
         self._listed_after_end_s = listed_after_end_s
@@ -115,6 +116,10 @@ class SimulatedCluster:
         self._require_answer()
         if self.faults.refuses:
             raise SubmissionRefused(self.faults.refuses)
+        if job.nodes > self._nodes:
+            raise SubmissionRefused(
+                f"the simulated scheduler refuses {job.nodes} nodes; it has {self._nodes}"
+            )
         job_id = JobId(str(1001 + len(self.jobs)))
         wait = self._wait_s(job)
         self.jobs[job_id] = SimulatedJob(job_id, job, self._now() + wait)
@@ -176,6 +181,7 @@ class SimulatedCluster:
             if job.state is not JobState.QUEUED or job.ready_at > self._now():
                 continue
             if job.job.nodes > len(self._free):
+                job.reason = "Resources"
                 return  # first come first served: nobody passes it
             self._start(job)
 
@@ -184,7 +190,7 @@ class SimulatedCluster:
             tuple(self._free[: job.job.nodes]),
             self._free[job.job.nodes :],
         )
-        job.state, job.started_at = JobState.RUNNING, self._now()
+        job.state, job.reason, job.started_at = JobState.RUNNING, "", self._now()
         job.limit = self._agenda.after(job.job.walltime_s, lambda: self._end(job, JobEnd.TIMED_OUT))
         job.runner = self._launch(
             JobStart(
@@ -209,8 +215,7 @@ class SimulatedCluster:
         runner, job.runner = job.runner, None
         if runner is not None:
             runner.kill()
-        self._free += job.node_names
-        job.node_names = ()
+            self._free += job.node_names
         self._agenda.after(_START_INTERVAL_S, self._start_jobs)
 
     def _is_listed(self, job: SimulatedJob) -> bool:

@@ -226,3 +226,17 @@ def test_an_idle_runner_leaves() -> None:
     job = bench.submit()
     bench.agenda.advance(60 + 10 + 130)
     assert state_of(bench, job) == (JobState.ENDED, JobEnd.COMPLETED)
+
+
+def test_a_job_wider_than_the_cluster_is_refused() -> None:
+    with pytest.raises(SubmissionRefused, match="5 nodes"):
+        Bench().submit(nodes=5)
+
+
+def test_a_job_that_waits_for_nodes_says_so() -> None:
+    bench = Bench()
+    bench.submit(nodes=3)
+    second = bench.submit(nodes=2)
+    bench.agenda.advance(61)
+    (seen,) = [job for job in bench.cluster.observe().jobs if job.job_id == second]
+    assert (seen.state, seen.reason) == (JobState.QUEUED, "Resources")
