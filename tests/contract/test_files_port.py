@@ -1,0 +1,110 @@
+"""The contract of ``Files``, kept by the operating system's and by the simulated disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harvester.clock import FakeClock
+from harvester.simulation.memory_files import SharedDisk
+from payload_runner.files import Files, RealFiles
+
+
+@dataclass
+class Bench:
+    """An implementation with a private directory to work in."""
+
+    files: Files
+    home: Path
+
+
+@pytest.fixture(params=["real", "memory"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    files: Files
+    if request.param == "real":
+        files = RealFiles()
+    else:
+        files = SharedDisk(FakeClock().monotonic).host("login")
+    home = tmp_path / "home"
+    files.make_dir(home)
+    return Bench(files, home)
+
+
+class TestFilesPort:
+    def test_a_log_is_created_once(self, bench: Bench) -> None:
+        bench.files.create_log(bench.home / "log").close()
+        with pytest.raises(FileExistsError):
+            bench.files.create_log(bench.home / "log")
+
+    def test_what_is_appended_can_be_read_from_any_offset(self, bench: Bench) -> None:
+        log = bench.files.create_log(bench.home / "log")
+        assert log.write(b"hello ") == 6
+        log.write(b"world")
+        log.sync()
+        log.close()
+        log.close()
+        assert bench.files.read(bench.home / "log", 0, 100) == b"hello world"
+        assert bench.files.read(bench.home / "log", 6, 3) == b"wor"
+        assert bench.files.read(bench.home / "log", 100, 3) == b""
+
+    def test_a_closed_log_can_be_continued(self, bench: Bench) -> None:
+        log = bench.files.create_log(bench.home / "log")
+        log.write(b"one ")
+        log.close()
+        bench.files.continue_log(bench.home / "log").write(b"two")
+        assert bench.files.read(bench.home / "log", 0, 100) == b"one two"
+
+    def test_a_missing_log_cannot_be_continued(self, bench: Bench) -> None:
+        with pytest.raises(FileNotFoundError):
+            bench.files.continue_log(bench.home / "log")
+
+    def test_exclusive_creation_has_one_winner(self, bench: Bench) -> None:
+        bench.files.create_exclusive(bench.home / "claim", b"first")
+        with pytest.raises(FileExistsError):
+            bench.files.create_exclusive(bench.home / "claim", b"second")
+        assert bench.files.read(bench.home / "claim", 0, 100) == b"first"
+
+    def test_replace_creates_and_replaces(self, bench: Bench) -> None:
+        for content in (b"a longer one", b"short"):
+            bench.files.replace(bench.home / "lease.json", content)
+            assert bench.files.read(bench.home / "lease.json", 0, 100) == content
+        assert bench.files.listdir(bench.home) == ("lease.json",)
+
+    def test_rename_puts_a_file_in_place_of_another(self, bench: Bench) -> None:
+        bench.files.replace(bench.home / "a", b"old")
+        bench.files.replace(bench.home / "a.part", b"new")
+        bench.files.rename(bench.home / "a.part", bench.home / "a")
+        assert bench.files.listdir(bench.home) == ("a",)
+        assert bench.files.read(bench.home / "a", 0, 100) == b"new"
+
+    def test_rename_of_a_missing_file_fails(self, bench: Bench) -> None:
+        with pytest.raises(FileNotFoundError):
+            bench.files.rename(bench.home / "a.part", bench.home / "a")
+
+    def test_names_are_listed_sorted_with_directories(self, bench: Bench) -> None:
+        bench.files.make_dir(bench.home / "b")
+        bench.files.make_dir(bench.home / "b")
+        bench.files.replace(bench.home / "c", b"")
+        bench.files.replace(bench.home / "a", b"")
+        assert bench.files.listdir(bench.home) == ("a", "b", "c")
+
+    def test_parents_are_made_as_well(self, bench: Bench) -> None:
+        bench.files.make_dir(bench.home / "x" / "y" / "z")
+        assert bench.files.listdir(bench.home / "x") == ("y",)
+
+    def test_what_is_missing_is_said_to_be_missing(self, bench: Bench) -> None:
+        assert not bench.files.exists(bench.home / "nothing")
+        with pytest.raises(FileNotFoundError):
+            bench.files.read(bench.home / "nothing", 0, 1)
+        with pytest.raises(FileNotFoundError):
+            bench.files.listdir(bench.home / "nothing")
+        with pytest.raises(FileNotFoundError):
+            bench.files.replace(bench.home / "nothing" / "file", b"")
+
+    def test_removing_twice_is_fine(self, bench: Bench) -> None:
+        bench.files.replace(bench.home / "a", b"")
+        bench.files.remove(bench.home / "a")
+        bench.files.remove(bench.home / "a")
+        assert not bench.files.exists(bench.home / "a")
