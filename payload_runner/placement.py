@@ -1,12 +1,35 @@
 """Which waiting payload goes where and when: pure decisions, no clock, no I/O.
 
-Time is an argument (monotonic seconds), so are nodes and requests.
+Time is an argument (monotonic seconds), and so are nodes and requests. The rules:
+
+- Priority first, then order of arrival. What cannot be placed now lets others go ahead of it only
+  where that does not make it wait longer (EASY backfill): the first that cannot be placed gets a
+  reservation of nodes with a time, and others may go there only if they are expected to be done
+  by then. The time is fixed once: after it nothing else starts there, so nobody starves.
+- Nothing starts that can neither finish nor save a checkpoint before the drain point.
+- What can never run here is refused with the reason.
+
+Cost: a step tries each distinct shape once, and a node again only after something there ended.
 """
 
 from __future__ import annotations
 
+import heapq
+import zlib
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Dict, FrozenSet, List, Optional, Set, Tuple
+
+from payload_runner.capacity import WHOLE, Grant, Need, Room, can_ever_hold, need_of
+from payload_runner.protocol import NodeShape, Shape
+
+MARGIN = 1.1  # payloads take longer than expected
+# Of unknown duration and without checkpoints: only while this share of the time is left.
+UNKNOWN_FRACTION = 0.25
+# What saves checkpoints may start while there is time to load one and get somewhere.
+USEFUL_S = 5.0
+# A running payload of unknown duration is expected to run as long again as it has, but at least:
+UNKNOWN_REST_S = 60.0
+BACKFILL_DEPTH = 32  # waiting payloads of one shape looked at for one that is short enough
 
 
 @dataclass(frozen=True)
@@ -34,3 +57,442 @@ class Slot:
     world_size: int = 1
     hosts: Tuple[str, ...] = ()
     master_port: int = 0  # of the rendezvous on hosts[0]; 0: nothing to meet for
+
+
+@dataclass(frozen=True)
+class Request:
+    """A payload that waits for a place."""
+
+    attempt: str
+    shape: Shape
+    expected_s: Optional[float] = None  # None: nobody knows
+    checkpointable: bool = False
+    priority: int = 0
+
+    def done_by(self, now: float) -> Optional[float]:
+        """When it is expected to end if it starts now, with margin."""
+        return None if self.expected_s is None else now + self.expected_s * MARGIN
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A payload starts now, on these slots (rank order)."""
+
+    attempt: str
+    slots: Tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step decided; both in the order of decision."""
+
+    start: Tuple[Assignment, ...] = ()
+    refuse: Tuple[Tuple[str, str], ...] = ()  # attempt, reason
+
+
+class _Node:
+    def __init__(self, host: str, shape: NodeShape) -> None:
+        self.host = host
+        self.room = Room(shape)
+        self.running: Dict[str, Grant] = {}
+        self.open = True  # takes new payloads
+
+
+@dataclass(frozen=True)
+class _Running:
+    request: Request
+    nodes: Tuple[int, ...]
+    started: float
+
+
+@dataclass(frozen=True)
+class _Reservation:
+    attempt: str
+    nodes: FrozenSet[int]
+    at: float
+
+
+class _Group:
+    """Waiting requests of one shape, and the nodes where one more may fit."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.queue: List[Tuple[int, int, str]] = []  # heap of (-priority, arrival, attempt)
+        self.hopeful: List[Tuple[int, int]] = []  # heap of (free GPU units when added, node)
+        self.members: Set[int] = set()
+        self.impossible: Optional[str] = None
+        self.judged = False
+
+    def hope(self, node: int, free_units: int) -> None:
+        """Something on this node ended: it may have room again."""
+        if node not in self.members:
+            self.members.add(node)
+            heapq.heappush(self.hopeful, (free_units, node))
+
+
+class Placement:
+    """The state between steps. Nodes are known by their index."""
+
+    def __init__(self, total_s: float) -> None:
+        """``total_s``: from the start to the drain point, the measure of ``UNKNOWN_FRACTION``."""
+        self._total_s = total_s
+        self._nodes: Dict[int, _Node] = {}
+        self._waiting: Dict[str, Request] = {}
+        self._running: Dict[str, _Running] = {}
+        self._groups: Dict[Shape, _Group] = {}
+        self._needs: Dict[Tuple[Shape, NodeShape], Need] = {}
+        self._deadlines: List[Tuple[float, str]] = []  # heap of (-seconds it needs, attempt)
+        self._arrivals = 0
+        self._reservation: Optional[_Reservation] = None
+        self.settled = False  # every node that will come has come: what fits nowhere never will
+        self.slots = 0.0  # GPUs of all nodes; their cores where there are no GPUs
+        self.slots_busy = 0.0
+
+    # --- what happens ---
+
+    def add_node(self, index: int, host: str, shape: NodeShape) -> None:
+        """A node joins."""
+        node = self._nodes[index] = _Node(host, shape)
+        self.slots += _size(shape)
+        for group in self._groups.values():
+            group.judged = False
+            group.hope(index, node.room.free_units)
+
+    def remove_node(self, index: int) -> None:
+        """A node is gone; release what ran there as well."""
+        node = self._nodes.pop(index, None)
+        if node is not None:
+            self.slots -= _size(node.room.node)
+            self._forget(index)
+
+    def close_node(self, index: int) -> None:
+        """Start nothing more on this node."""
+        node = self._nodes.get(index)
+        if node is not None:
+            node.open = False
+            self._forget(index)
+
+    def add(self, request: Request) -> None:
+        """A payload waits. Its id must be new."""
+        assert request.attempt not in self._waiting
+        assert request.attempt not in self._running
+        self._waiting[request.attempt] = request
+        self._arrivals += 1
+        group = self._group(request.shape)
+        heapq.heappush(group.queue, (-request.priority, self._arrivals, request.attempt))
+        heapq.heappush(self._deadlines, (-self._needs_s(request), request.attempt))
+
+    def withdraw(self, attempt: str) -> bool:
+        """A waiting payload is not wanted any more; False if it does not wait."""
+        return self._waiting.pop(attempt, None) is not None
+
+    def withdraw_all(self) -> Tuple[str, ...]:
+        """Everything that waits, in order of arrival; nothing waits afterwards."""
+        attempts = tuple(self._waiting)
+        self._waiting.clear()
+        self._groups.clear()
+        self._deadlines.clear()
+        self._reservation = None
+        return attempts
+
+    def release(self, attempt: str) -> None:
+        """A running payload ended on all its nodes."""
+        running = self._running.pop(attempt)
+        for index in running.nodes:
+            node = self._nodes.get(index)
+            if node is None:
+                continue
+            grant = node.running.pop(attempt)
+            node.room.give_back(grant)
+            self.slots_busy -= _size_of(grant, node.room.node)
+            if node.open:
+                for group in self._groups.values():
+                    group.hope(index, node.room.free_units)
+
+    # --- what is asked ---
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def nodes_open(self) -> int:
+        """How many nodes take new payloads."""
+        return sum(1 for node in self._nodes.values() if node.open)
+
+    def step(self, now: float, remaining_s: float) -> Step:
+        """Decide what starts now and what never will; ``remaining_s`` to the drain point."""
+        refused = self._refuse_late(remaining_s)
+        started: List[Assignment] = []
+        heads = self._heads()
+        blocked: Optional[Request] = None
+        while heads:
+            _, _, attempt = heapq.heappop(heads)
+            request = self._waiting[attempt]
+            group = self._groups[request.shape]
+            reason = self._impossible(group)
+            if reason is not None:
+                del self._waiting[attempt]
+                refused.append((attempt, reason))
+                self._push_head(heads, group)
+                continue
+            assignment = self._try(group, request, blocked, now, remaining_s)
+            if assignment is not None:
+                started.append(assignment)
+                self._push_head(heads, group)
+            elif blocked is None:
+                blocked = request
+        self._drop_empty_groups()
+        return Step(tuple(started), tuple(refused))
+
+    def validate(self) -> None:
+        """Check that nothing is given twice. For tests."""
+        for index, node in self._nodes.items():
+            shape = node.room.node
+            used = dict.fromkeys(range(shape.gpus), 0)
+            cores: List[int] = []
+            for grant in node.running.values():
+                cores += grant.cores
+                for gpu, units in grant.gpus:
+                    used[gpu] += units
+            assert all(units <= WHOLE for units in used.values()), (index, used)
+            assert node.room.gpus == {gpu: WHOLE - units for gpu, units in used.items()}
+            assert sorted([*cores, *node.room.cores]) == list(range(shape.cores))
+            assert node.room.memory_mb >= 0
+
+    # --- private ---
+
+    def _needs_s(self, request: Request) -> float:
+        if request.checkpointable:
+            return USEFUL_S
+        if request.expected_s is None:
+            return self._total_s * UNKNOWN_FRACTION
+        return request.expected_s * MARGIN
+
+    def _refuse_late(self, remaining_s: float) -> List[Tuple[str, str]]:
+        """The time left only shrinks, so what is too long for it now is so for good."""
+        refused = []
+        while self._deadlines and -self._deadlines[0][0] > remaining_s:
+            needs_s, attempt = heapq.heappop(self._deadlines)
+            if self._waiting.pop(attempt, None) is not None:
+                left = max(0.0, remaining_s)
+                refused.append((attempt, f"needs {-needs_s:.0f} s and only {left:.0f} s are left"))
+        return refused
+
+    def _group(self, shape: Shape) -> _Group:
+        group = self._groups.get(shape)
+        if group is None:
+            group = self._groups[shape] = _Group(shape)
+            for index, node in self._nodes.items():
+                if node.open:
+                    group.hope(index, node.room.free_units)
+        return group
+
+    def _heads(self) -> List[Tuple[int, int, str]]:
+        heads: List[Tuple[int, int, str]] = []
+        for group in self._groups.values():
+            self._push_head(heads, group)
+        return heads
+
+    def _push_head(self, heads: List[Tuple[int, int, str]], group: _Group) -> None:
+        """The group's first request that still waits (withdrawn ones are skipped late)."""
+        while group.queue and group.queue[0][2] not in self._waiting:
+            heapq.heappop(group.queue)
+        if group.queue:
+            heapq.heappush(heads, group.queue[0])
+
+    def _drop_empty_groups(self) -> None:
+        # A few empty ones are kept: the next order of that shape need not look at all nodes.
+        if len(self._groups) > 16:
+            self._groups = {shape: group for shape, group in self._groups.items() if group.queue}
+
+    def _impossible(self, group: _Group) -> Optional[str]:
+        if not self.settled:
+            return None
+        if not group.judged:
+            group.judged = True
+            shape = group.shape
+            able = sum(
+                1
+                for node in self._nodes.values()
+                if node.open and can_ever_hold(node.room.node, shape)
+            )
+            group.impossible = None if able >= shape.nodes_min else _too_big(shape, able)
+        return group.impossible
+
+    def _try(
+        self,
+        group: _Group,
+        request: Request,
+        blocked: Optional[Request],
+        now: float,
+        remaining_s: float,
+    ) -> Optional[Assignment]:
+        if blocked is None:
+            return self._place(group, request, frozenset(), now)
+        if not self._may_fit(group):
+            return None
+        reserved = self._reserve(blocked, now, remaining_s)
+        for candidate in self._candidates(group):
+            done_by = candidate.done_by(now)
+            in_time = done_by is not None and (reserved is None or done_by <= reserved.at)
+            avoid = frozenset() if reserved is None or in_time else reserved.nodes
+            assignment = self._place(group, candidate, avoid, now)
+            if assignment is not None:
+                return assignment
+        return None
+
+    def _candidates(self, group: _Group) -> List[Request]:
+        """The first requests of the group; a short one may slip through a gap."""
+        # The front of the heap is nearly in order, and costs nothing to look at.
+        first = sorted(group.queue[:BACKFILL_DEPTH])
+        return [self._waiting[attempt] for _, _, attempt in first if attempt in self._waiting]
+
+    def _may_fit(self, group: _Group) -> bool:
+        """Whether enough nodes have room for one more; nodes that do not are dropped."""
+        found: List[Tuple[int, int]] = []
+        while group.hopeful and len(found) < group.shape.nodes_min:
+            entry = heapq.heappop(group.hopeful)
+            if self._has_room(entry[1], group.shape):
+                found.append(entry)
+            else:
+                group.members.discard(entry[1])
+        for entry in found:
+            heapq.heappush(group.hopeful, entry)
+        return len(found) >= group.shape.nodes_min
+
+    def _place(
+        self, group: _Group, request: Request, avoid: FrozenSet[int], now: float
+    ) -> Optional[Assignment]:
+        """Place on the fullest nodes that have room, which leaves whole nodes for the big."""
+        shape = request.shape
+        chosen: List[int] = []
+        passed: List[Tuple[int, int]] = []
+        while group.hopeful and len(chosen) < max(shape.nodes_min, shape.nodes_max):
+            entry = heapq.heappop(group.hopeful)
+            if not self._has_room(entry[1], shape):
+                group.members.discard(entry[1])
+                continue
+            passed.append(entry)
+            if entry[1] not in avoid:
+                chosen.append(entry[1])
+        assignment = None
+        if len(chosen) >= shape.nodes_min:
+            assignment = self._occupy(request, tuple(chosen), now)
+        for _, index in passed:
+            heapq.heappush(group.hopeful, (self._nodes[index].room.free_units, index))
+        return assignment
+
+    def _has_room(self, index: int, shape: Shape) -> bool:
+        node = self._nodes.get(index)
+        return node is not None and node.open and node.room.fits(self._need(shape, node.room.node))
+
+    def _occupy(self, request: Request, nodes: Tuple[int, ...], now: float) -> Assignment:
+        del self._waiting[request.attempt]
+        if self._reservation is not None and self._reservation.attempt == request.attempt:
+            self._reservation = None
+        self._running[request.attempt] = _Running(request, nodes, now)
+        hosts = tuple(self._nodes[index].host for index in nodes)
+        slots = [self._slot(request, rank, index, hosts) for rank, index in enumerate(nodes)]
+        return Assignment(request.attempt, tuple(slots))
+
+    def _slot(self, request: Request, rank: int, index: int, hosts: Tuple[str, ...]) -> Slot:
+        node, shape = self._nodes[index], request.shape
+        grant = node.room.take(self._need(shape, node.room.node))
+        node.running[request.attempt] = grant
+        self.slots_busy += _size_of(grant, node.room.node)
+        world_size = shape.ranks_per_node * len(hosts)
+        return Slot(
+            node=index,
+            gpus=tuple(GpuShare(gpu, units / WHOLE) for gpu, units in grant.gpus),
+            cores=grant.cores,
+            memory_mb=shape.memory_mb_per_node,
+            ranks=shape.ranks_per_node,
+            first_rank=rank * shape.ranks_per_node,
+            world_size=world_size,
+            hosts=hosts,
+            master_port=_port(request.attempt) if world_size > 1 else 0,
+        )
+
+    def _need(self, shape: Shape, node: NodeShape) -> Need:
+        key = (shape, node)
+        need = self._needs.get(key)
+        if need is None:
+            need = self._needs[key] = need_of(shape, node)
+        return need
+
+    def _forget(self, index: int) -> None:
+        for group in self._groups.values():
+            group.judged = False
+        if self._reservation is not None and index in self._reservation.nodes:
+            self._reservation = None
+
+    def _reserve(self, request: Request, now: float, remaining_s: float) -> Optional[_Reservation]:
+        """Nodes and a time for the first request that cannot be placed; kept until it can.
+
+        None when by all expectation it cannot start early enough to be worth starting.
+        """
+        if self._reservation is not None and self._reservation.attempt == request.attempt:
+            return self._reservation
+        ready = []
+        for index, node in self._nodes.items():
+            at = self._ready_at(node, request.shape, now) if node.open else None
+            if at is not None:
+                ready.append((at, index))
+        soonest = heapq.nsmallest(request.shape.nodes_min, ready)
+        if len(soonest) < request.shape.nodes_min:
+            return None
+        at = soonest[-1][0]
+        if at + self._needs_s(request) > now + remaining_s:
+            return None
+        nodes = frozenset(index for _, index in soonest)
+        self._reservation = _Reservation(request.attempt, nodes, at)
+        return self._reservation
+
+    def _ready_at(self, node: _Node, shape: Shape, now: float) -> Optional[float]:
+        """When the node is expected to have room; None if not even empty."""
+        need = self._need(shape, node.room.node)
+        if node.room.fits(need):
+            return now
+        room = node.room.copy()
+        ends = sorted((self._expected_end(attempt, now), attempt) for attempt in node.running)
+        for at, attempt in ends:
+            room.give_back(node.running[attempt])
+            if room.fits(need):
+                return at
+        return None
+
+    def _expected_end(self, attempt: str, now: float) -> float:
+        running = self._running[attempt]
+        done_by = running.request.done_by(running.started)
+        if done_by is None:
+            return now + max(now - running.started, UNKNOWN_REST_S)
+        return max(now, done_by)
+
+
+def _size(node: NodeShape) -> float:
+    return float(node.gpus or node.cores)
+
+
+def _size_of(grant: Grant, node: NodeShape) -> float:
+    if node.gpus:
+        return sum(units for _, units in grant.gpus) / WHOLE
+    return float(len(grant.cores))
+
+
+def _port(attempt: str) -> int:
+    """A rendezvous port; below the ephemeral range, and seldom the same for two payloads."""
+    return 20000 + zlib.crc32(attempt.encode()) % 12000
+
+
+def _too_big(shape: Shape, able: int) -> str:
+    parts = [f"{shape.gpus_per_node:g} GPUs"]
+    if shape.cores_per_node:
+        parts.append(f"{shape.cores_per_node} cores")
+    if shape.memory_mb_per_node:
+        parts.append(f"{shape.memory_mb_per_node} MB")
+    wanted = f"{shape.nodes_min} node{'s' if shape.nodes_min > 1 else ''} with {', '.join(parts)}"
+    return f"asks for {wanted}; {able} node{'' if able == 1 else 's'} of this allocation have that"
