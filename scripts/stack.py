@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from harvester.central.tasks import TaskClient
-from harvester.config import load_site
-from harvester.wiring import make_batch
 
+from harvester.config import load_site
 from harvester.site import Site
+from harvester.wiring import make_batch
 
 T = TypeVar("T")
 TOP = Path(__file__).resolve().parents[1]
@@ -60,6 +60,13 @@ class Stack:
         if self._loaded is None:
             self._loaded = load_site(str(self.site_file), environ=self.environment)
         return self._loaded
+
+    @property
+    def daemon_pid(self) -> int:
+        """Process id of the running daemon."""
+        if self._daemon is None:
+            raise StackFailed("the daemon was not started")
+        return self._daemon.pid
 
     def start_central(self, *arguments: str) -> None:
         """Start the central service on a free port and wait until it listens."""

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -71,19 +70,6 @@ def write_search(directory: Path, points: int, command: str, **payload: object) 
     path = directory / "config.json"
     path.write_text(json.dumps(config))
     return path
-
-
-def reenter() -> None:
-    """Go on under the project's own environment, which ``scripts/venv`` makes when needed."""
-    if os.environ.get("HARVESTER_BENCH") == "1":
-        return
-    top = Path(__file__).resolve().parents[2]
-    made = subprocess.run(
-        (top / "scripts/venv", "central,steering,views"), check=True, capture_output=True, text=True
-    )
-    python = Path(made.stdout.strip()) / "bin" / "python"
-    os.environ["HARVESTER_BENCH"] = "1"
-    os.execv(python, (str(python), *sys.argv))
 
 
 def site_text(width: int, *, keep: Path | None = None) -> str:
