@@ -106,6 +106,12 @@ class Allocations:
             f"UPDATE allocations SET {names} WHERE tag = ?", (*columns.values(), tag)
         )
 
+    def remark(self, tag: Tag, at: float, why: str) -> None:
+        """Add to the allocation's past something that did not change its state."""
+        state = self.state(tag)
+        if state is not None:
+            self._history.add("allocation", tag, Change(at, state.value, state.value, why))
+
     def state(self, tag: Tag) -> AllocationState | None:
         """The state of an allocation, None if there is none of that tag."""
         row = self._connection.execute(

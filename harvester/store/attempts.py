@@ -35,7 +35,7 @@ class LiveAttempt:
     payload_id: str
     priority: int
     resumed: bool
-    returned_by: Tag | None
+    returned_by: tuple[Tag, ...]  # allocations that would not start it
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,28 @@ class Attempts:
         """The attempts of a lease in the order of their numbers."""
         return self._select("lease = ? ORDER BY number", (lease,))
 
+    def save_checkpoint(self, attempt: AttemptId, ref: FileRef) -> None:
+        """A checkpoint of the attempt was committed."""
+        self.change(attempt, {"saved": _dump(ref)})
+
+    def keep_outcome(self, attempt: AttemptId, fields: Mapping[str, Any]) -> None:
+        """Keep the runner's last word until it is delivered."""
+        self.change(attempt, {"outcome": json.dumps(fields)})
+
+    def add_return(self, attempt: AttemptId, tag: Tag) -> None:
+        """An allocation will not start it: it must not be ordered there again."""
+        self._connection.execute(
+            "UPDATE attempts SET returned_by = coalesce(returned_by || ',', '') || ?"
+            " WHERE attempt = ?",
+            (tag, attempt),
+        )
+
+    def remark(self, attempt: AttemptId, at: float, why: str) -> None:
+        """Add to the attempt's past something that did not change its state."""
+        state = self.state(attempt)
+        if state is not None:
+            self._history.add("attempt", attempt, Change(at, state.value, state.value, why))
+
     def saved(self, attempt: AttemptId) -> FileRef | None:
         """The newest checkpoint that the attempt itself committed."""
         row = self._connection.execute(
@@ -209,10 +231,7 @@ class Attempts:
             " WHERE a.state IN ('leased', 'ordered', 'running') AND a.unwanted IS NULL"
             " ORDER BY a.since, a.attempt"
         )
-        return tuple(
-            LiveAttempt(*(row[0], row[1], AttemptState(row[2]), *row[3:8], bool(row[8]), row[9]))
-            for row in rows
-        )
+        return tuple(_live(row) for row in rows)
 
     def running(self, limit: int) -> tuple[Running, ...]:
         """Running attempts for the status view, newest first."""
@@ -270,6 +289,13 @@ class Attempts:
     def _select(self, where: str, arguments: tuple[Any, ...] = ()) -> tuple[Attempt, ...]:
         rows = self._connection.execute(f"SELECT {_COLUMNS} FROM attempts WHERE {where}", arguments)
         return tuple(_attempt(row) for row in rows)
+
+
+def _live(row: tuple[Any, ...]) -> LiveAttempt:
+    returned_by = tuple(row[9].split(",")) if row[9] else ()
+    return LiveAttempt(
+        *(row[0], row[1], AttemptState(row[2]), *row[3:8], bool(row[8]), returned_by)
+    )
 
 
 def _attempt(row: tuple[Any, ...]) -> Attempt:

@@ -58,7 +58,7 @@ CREATE TABLE attempts (
     outcome TEXT,                    -- JSON AttemptEnded until delivered
     last_step INTEGER,
     last_loss REAL,
-    returned_by TEXT,                -- allocation that handed the order back
+    returned_by TEXT,                -- tags of allocations that handed the order back
     unwanted TEXT,                   -- pruned | cancelled: is to be stopped
     stop_ordered INTEGER NOT NULL DEFAULT 0,
     judged INTEGER NOT NULL DEFAULT 0,
