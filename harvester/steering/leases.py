@@ -59,7 +59,7 @@ def lease_points(
         points = _leased_before(connection, principal, request, now)
     else:
         points = _grant(connection, principal, request, now)
-    reach, more = _left_over(connection, principal)
+    reach, more = _left_over(connection, principal, request.site)
     return LeaseReply(
         points=tuple(points),
         payloads=_payloads(connection, points, request.known_payloads),
@@ -236,9 +236,11 @@ def _grant(
     connection: Connection, principal: Principal, request: LeaseRequest, now: float
 ) -> list[LeasedPoint]:
     points: list[LeasedPoint] = []
-    for task in _open_tasks(connection, principal):
-        counts = books.task_counts(connection, [task.id])[task.id]
-        wanted = points_to_lease(books.rules_of(task), counts, request.points - len(points))
+    tasks = _open_tasks(connection, principal, request.site)
+    counts = books.task_counts(connection, [task.id for task in tasks])
+    for task in tasks:
+        asked = request.points - len(points)
+        wanted = points_to_lease(books.rules_of(task), counts[task.id], asked)
         if wanted:
             points += _take(connection, principal, request, task, wanted, now)
     if points:
@@ -246,18 +248,15 @@ def _grant(
     return points
 
 
-def _open_tasks(connection: Connection, principal: Principal) -> Sequence[Row[Any]]:
-    waiting = select(SEGMENTS.c.task_id).where(SEGMENTS.c.waiting > 0)
+def _open_tasks(connection: Connection, principal: Principal, site: str) -> list[Row[Any]]:
+    """Running tasks that this caller's site may evaluate, the most urgent first."""
     query = (
         select(TASKS)
-        .where(
-            TASKS.c.state == TaskState.RUNNING.value,
-            TASKS.c.id.in_(waiting),
-            owner_filter(principal),
-        )
+        .where(TASKS.c.state == TaskState.RUNNING.value, owner_filter(principal))
         .order_by(TASKS.c.priority.desc(), TASKS.c.id)
     )
-    return connection.execute(query).all()
+    rows = connection.execute(query).all()
+    return [row for row in rows if row.sites is None or site in json.loads(row.sites)]
 
 
 def _take(
@@ -347,10 +346,9 @@ def _payloads(
     )
 
 
-def _left_over(connection: Connection, principal: Principal) -> tuple[int, bool]:
+def _left_over(connection: Connection, principal: Principal, site: str) -> tuple[int, bool]:
     """Points that could be handed out now or soon, and whether there are some right now."""
-    query = select(TASKS).where(TASKS.c.state == TaskState.RUNNING.value, owner_filter(principal))
-    tasks = connection.execute(query).all()
+    tasks = _open_tasks(connection, principal, site)
     counts = books.task_counts(connection, [task.id for task in tasks])
     reach, now = 0, 0
     for task in tasks:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from harvester.steering.attempts import attempts_of
 from harvester.steering.leases import point_parameters
@@ -33,6 +33,12 @@ def best(connection: Connection, task: int, limit: int) -> list[dict[str, Any]]:
         .limit(limit)
     )
     return _shown(connection, task, connection.execute(query).all())
+
+
+def total(connection: Connection, task: int) -> int:
+    """How many points a task has."""
+    # Numbered from 1 without gaps, and never deleted one by one.
+    return connection.scalar(select(func.max(POINTS.c.number)).where(POINTS.c.task_id == task)) or 0
 
 
 def parameters(connection: Connection, task: int, point: int) -> Any:

@@ -44,6 +44,7 @@ TASKS = Table(
     Column("per_iteration", Integer),
     Column("min_unevaluated", Integer, nullable=False),
     Column("segments", Integer, nullable=False),
+    Column("sites", Text),  # JSON list of the sites that may evaluate; None: any
     Column("early_stopping", String(16)),  # None: reports are only kept
     Column("attempts", Integer, nullable=False, default=0),
     Column("charged_attempts", Integer, nullable=False, default=0),

@@ -200,6 +200,7 @@ def upgrade() -> None:
         sa.Column("per_iteration", sa.Integer(), nullable=True),
         sa.Column("min_unevaluated", sa.Integer(), nullable=False),
         sa.Column("segments", sa.Integer(), nullable=False),
+        sa.Column("sites", sa.Text(), nullable=True),
         sa.Column("early_stopping", sa.String(length=16), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("charged_attempts", sa.Integer(), nullable=False),
