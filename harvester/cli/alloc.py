@@ -1,0 +1,112 @@
+"""``harvester alloc``: allocations, as the daemons' published status shows them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from harvester.cli.options import states_option
+from harvester.cli.output import json_option, note, print_json, print_text
+from harvester.errors import NotFound, Refused
+from harvester.views.site_states import SiteState, find_states, state_of
+
+Found = tuple[SiteState, Mapping[str, Any]]
+
+
+@click.group()
+def alloc() -> None:
+    """List, show and cancel allocations."""
+
+
+@alloc.command("list")
+@click.option("--all", "everything", is_flag=True, help="Ended ones too.")
+@states_option
+@json_option
+def list_allocations(everything: bool, site: str | None, as_json: bool) -> None:
+    """List allocations, live ones only by default."""
+    from harvester.views.status import allocation_rows
+
+    found = [
+        (state, item)
+        for state, item in _allocations(site)
+        if everything or item.get("state") != "ended"
+    ]
+    if as_json:
+        print_json({"allocations": [{"site": state.site, **item} for state, item in found]})
+        return
+    for state in {state.site: state for state, _ in found}.values():
+        print_text(f"{state.site}:")
+        print_text(allocation_rows(tuple(item for owner, item in found if owner is state)))
+    if not found:
+        print_text("No allocations.")
+
+
+@alloc.command()
+@click.argument("tag")
+@states_option
+@json_option
+def show(tag: str, site: str | None, as_json: bool) -> None:
+    """Show one allocation with what runs in it."""
+    from harvester.views.text import clean
+
+    state, item = _find(tag, site)
+    points = [point for point in (state.status or {}).get("points", ()) if point.get("tag") == tag]
+    if as_json:
+        print_json({"site": state.site, **item, "points": points})
+        return
+    print_text(f"{clean(tag)} at {state.site}")
+    for name, value in item.items():
+        if name != "tag" and value is not None:
+            print_text(f"  {clean(name):<20} {clean(value)}")
+    for point in points:
+        print_text(f"  runs {clean(point.get('attempt'))} on {clean(point.get('node'))}")
+
+
+@alloc.command()
+@click.argument("tags", metavar="TAG...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Only show what would be cancelled.")
+@states_option
+def cancel(tags: tuple[str, ...], dry_run: bool, site: str | None) -> None:
+    """Cancel allocations at the batch system; their points run again elsewhere, uncharged."""
+    chosen = [_find(tag, site) for tag in tags]
+    for state, item in chosen:
+        if not item.get("job_id"):
+            raise Refused(
+                f"{item['tag']} at {state.site} is {item.get('state')} and has no job id yet; "
+                "try again when the batch system has it"
+            )
+    for state, item in chosen:
+        if dry_run:
+            note(f"would cancel {item['tag']}, job {item['job_id']} at {state.site}")
+        else:
+            _cancel(state, str(item["job_id"]))
+            note(f"asked for the end of {item['tag']}, job {item['job_id']} at {state.site}")
+
+
+def _cancel(state: SiteState, job_id: str) -> None:
+    from harvester.config import load_site
+    from harvester.model import JobId
+    from harvester.wiring import make_batch
+
+    make_batch(load_site(state.site_file, os.environ)).cancel([JobId(job_id)])
+
+
+def _allocations(site: str | None) -> Iterator[Found]:
+    states = find_states(os.environ) if site is None else (state_of(site, os.environ),)
+    for state in states:
+        for item in state.allocations:
+            yield state, item
+
+
+def _find(tag: str, site: str | None) -> Found:
+    known = []
+    for state, item in _allocations(site):
+        if item.get("tag") == tag:
+            return state, item
+        known.append(str(item.get("tag")))
+    raise NotFound(
+        f"no allocation {tag!r} in the published status; known: {', '.join(known[-5:]) or 'none'}"
+    )

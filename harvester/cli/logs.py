@@ -1,0 +1,35 @@
+"""Log lines of long-running commands: standard error, as the place that keeps them likes them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+
+_PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+
+def set_up_logs(verbose: int, environ: Mapping[str, str]) -> None:
+    """Log to standard error: INFO and above, with -v everything. Call once per process."""
+    handler = logging.StreamHandler(sys.stderr)
+    # journald sets the time itself, and reads the level from a prefix (sd-daemon(3)).
+    handler.setFormatter(_Journal() if "JOURNAL_STREAM" in environ else _Plain())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("urllib3").setLevel(logging.INFO)
+
+
+class _Plain(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+
+class _Journal(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = _PRIORITIES.get(record.levelname, 6)
+        # Each line of a traceback needs the prefix.
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())

@@ -1,0 +1,64 @@
+"""Options that several nouns share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from harvester.errors import Problem, UsageError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def central_options(function: _F) -> _F:
+    """``--central`` and ``--token-file``."""
+    function = click.option(
+        "--token-file",
+        type=FILE,
+        metavar="FILE",
+        help="File (0600) with the token.  [env: HARVESTER_TOKEN_FILE]",
+    )(function)
+    return click.option(
+        "--central",
+        metavar="URL",
+        help="The central service.  [env: HARVESTER_CENTRAL; default: the one on this machine]",
+    )(function)
+
+
+def site_option(function: _F) -> _F:
+    """``--site`` for commands that act on exactly one site."""
+    return click.option(
+        "--site",
+        metavar="NAME",
+        envvar="HARVESTER_SITE",
+        show_envvar=True,
+        default="local",
+        show_default=True,
+        help="Name or path of the site file.",
+    )(function)
+
+
+def states_option(function: _F) -> _F:
+    """``--site`` for commands that look at every site by default."""
+    return click.option("--site", metavar="NAME", help="Only this site.  [default: all]")(function)
+
+
+def task_client(central: str | None, token_file: Path | None) -> Any:
+    """A client of the central service that these options name.
+
+    Any: the client's class lives beyond what the command line imports at start.
+    """
+    from harvester.wiring import CentralOverrides, make_task_client
+
+    return make_task_client(CentralOverrides(url=central, token_file=token_file), os.environ)
+
+
+def wrong_argument(argument: str, value: str, expected: str) -> UsageError:
+    """An argument that parses but cannot be meant."""
+    return UsageError(Problem("command line", argument, repr(value), expected))

@@ -1,0 +1,90 @@
+"""``harvester point``: one point and its attempts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harvester.cli.options import central_options, states_option, task_client, wrong_argument
+from harvester.cli.output import json_option, print_json, print_text
+from harvester.errors import NotFound
+
+
+@click.group()
+def point() -> None:
+    """Look at one point and its attempts."""
+
+
+@point.command()
+@click.argument("point_id", metavar="TASK.POINT")
+@central_options
+@json_option
+def show(point_id: str, central: str | None, token_file: Path | None, as_json: bool) -> None:
+    """Show a point's parameters, loss and attempts, from the central service."""
+    from harvester.views.tasks import point_json, point_screen
+
+    task, serial = _split(point_id)
+    for found in task_client(central, token_file).points(task):
+        if found["point"] == serial:
+            if as_json:
+                print_json({"task": task, **point_json(found)})
+            else:
+                print_text(point_screen(found))
+            return
+    raise NotFound(f"task {task} has no point {serial}; `harvester task points {task}` lists them")
+
+
+@point.command()
+@click.argument("point_id", metavar="TASK.POINT")
+@states_option
+@json_option
+def logs(point_id: str, site: str | None, as_json: bool) -> None:
+    """Print what a point's payloads wrote to stdout and stderr (kept head and tail).
+
+    Reads the spools on this machine; attempts that succeeded send no output up.
+    """
+    from harvester.views.payload_output import payload_outputs
+    from harvester.views.site_states import find_states, state_of
+    from payload_runner.files import RealFiles
+
+    task, serial = _split(point_id)
+    states = find_states(os.environ) if site is None else (state_of(site, os.environ),)
+    found = [
+        output
+        for state in states
+        if state.spool is not None
+        for output in payload_outputs(RealFiles(), state.spool, task, serial)
+    ]
+    if not found:
+        raise NotFound(f"no attempt at point {point_id} has ended in a spool on this machine")
+    if as_json:
+        ends = [{"allocation": item.allocation, **dataclasses.asdict(item.ended)} for item in found]
+        print_json({"task": task, "point": serial, "attempts": ends})
+    else:
+        print_text("\n".join(_text(item) for item in found))
+
+
+def _text(output: Any) -> str:
+    # Any: the class comes with a late import.
+    from harvester.views.text import clean, clean_lines
+
+    ended = output.ended
+    lines = [f"=== attempt {clean(ended.attempt)} in {output.allocation}: {clean(ended.state)} ==="]
+    if ended.reason:
+        lines.append(clean(ended.reason))
+    for name in ("stdout", "stderr"):
+        text = getattr(ended, name)
+        lines.append(f"--- {name} ---")
+        lines.append(clean_lines(text.rstrip("\n")) if text else "(nothing was sent up)")
+    return "\n".join(lines)
+
+
+def _split(point_id: str) -> tuple[str, str]:
+    task, dot, serial = point_id.partition(".")
+    if not (task and dot and serial) or "." in serial:
+        raise wrong_argument("TASK.POINT", point_id, "expected a task and a point such as 1.7")
+    return task, serial

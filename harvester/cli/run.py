@@ -1,0 +1,133 @@
+"""``harvester run``: drives a site, as a loop or for one round."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harvester.cli.options import central_options, site_option
+
+if TYPE_CHECKING:
+    from harvester.notify import ServiceManager
+    from harvester.site import Site
+    from harvester.wiring import CentralOverrides
+
+ROUND_LIMIT_S = 240.0  # cron calls every 5 minutes
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@site_option
+@click.option("--once", is_flag=True, help="One round, then leave: for cron and scrontab.")
+@central_options
+@click.pass_context
+def run(
+    context: click.Context, site: str, once: bool, central: str | None, token_file: Path | None
+) -> None:
+    """Drive a site: lease points, submit allocations, give orders, relay results.
+
+    SIGTERM and Ctrl-C finish the step in hand and leave; batch jobs go on without the daemon.
+    SIGHUP reads the site file and the token anew. A second instance refuses, naming the first.
+    """
+    from harvester.cli.logs import set_up_logs
+    from harvester.config import load_site
+    from harvester.wiring import CentralOverrides
+
+    set_up_logs(context.obj.verbose, os.environ)
+    loaded = load_site(site, os.environ)
+    overrides = CentralOverrides(url=central, token_file=token_file)
+    _leave_pointer(loaded, site)
+    if once:
+        _run_round(loaded, overrides)
+    else:
+        _run_loop(site, loaded, overrides)
+
+
+class Wishes:
+    """What signals ask for; the daemon's loop asks it before each step.
+
+    Being asked is the sign of life that feeds the service manager's watchdog: a loop that hangs
+    does not ask.
+    """
+
+    def __init__(self, manager: ServiceManager) -> None:
+        self.leave = False
+        self.reload = False
+        self._manager = manager
+
+    def is_set(self) -> bool:
+        """Whether to finish the step in hand and come back."""
+        self._manager.alive()
+        return self.leave or self.reload
+
+    def catch_signals(self) -> None:
+        """Take SIGTERM, SIGINT and SIGHUP from now on."""
+        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGINT, self._leave)
+        signal.signal(signal.SIGHUP, self._reload)
+
+    def _leave(self, *_: object) -> None:
+        self.leave = True
+
+    def _reload(self, *_: object) -> None:
+        self.reload = True
+
+
+def _run_loop(name: str, site: Site, overrides: CentralOverrides) -> None:
+    from harvester.notify import ServiceManager
+    from harvester.wiring import make_daemon
+
+    manager = ServiceManager(os.environ, os.getpid(), time.monotonic)
+    wishes = Wishes(manager)
+    wishes.catch_signals()
+    while not wishes.leave:
+        wishes.reload = False
+        daemon = make_daemon(site, overrides)
+        manager.ready(f"Drives {site.name}")
+        daemon.run(wishes)
+        if wishes.reload:
+            manager.reloading()
+            site = _reloaded(name, site)
+    manager.stopping()
+
+
+def _run_round(site: Site, overrides: CentralOverrides) -> None:
+    from harvester.wiring import make_daemon
+
+    make_daemon(site, overrides).run_once(ROUND_LIMIT_S)
+
+
+def _reloaded(name: str, site: Site) -> Site:
+    from harvester.config import load_site
+    from harvester.errors import ConfigurationError
+
+    try:
+        fresh = load_site(name, os.environ)
+    except ConfigurationError as error:
+        # The sentences say it all; a traceback would only hide them.
+        log.error("Keeps the old site file, mend the new one and reload. problems=%s", error)  # noqa: TRY400
+        return site
+    if fresh.name != site.name or fresh.state_dir != site.state_dir or fresh.spool != site.spool:
+        log.error(
+            "Keeps the old site file: name, state and spool need a restart. site=%s", site.name
+        )
+        return site
+    log.info("Reloads the site file. site=%s", fresh.name)
+    return fresh
+
+
+def _leave_pointer(site: Site, given: str) -> None:
+    from harvester.paths import site_states
+    from harvester.views.site_states import leave_pointer
+
+    is_path = "/" in given or given.endswith((".yaml", ".yml"))
+    site_file = str(Path(given).absolute()) if is_path else given
+    usual = site_states(os.environ) / site.name
+    leave_pointer(site.name, site_file, site.state_dir, site.spool, usual)

@@ -1,0 +1,146 @@
+"""``harvester task submit``: phpo's options, and this project's sections, to the central service.
+
+The flags come from the same table that checks the configuration file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harvester.cli.options import FILE, central_options, task_client
+from harvester.cli.output import json_option, note, print_json, print_text
+from harvester.errors import ConfigurationError
+from harvester.site import Site
+from harvester.steering.options import OPTIONS, Option, Standing
+from harvester.steering.taskfile import TaskDefinition, load_task
+
+# Ours under the same name, or the command line's own under another.
+_OWN = frozenset({"loadJson", "site", "noSubmit", "verbose", "version", "python3", "dumpJson"})
+_TYPES: Mapping[str, click.ParamType[Any]] = {"int": click.INT, "number": click.FLOAT}
+
+
+def _flag(option: Option) -> click.Option:
+    text = option.help
+    if option.standing is not Standing.IMPLEMENTED:
+        text += f"  ({option.note})"
+    if option.default is not None:
+        text += f"  [default: {option.default}]"
+    if option.kind == "flag":
+        return click.Option([option.name, f"--{option.name}"], is_flag=True, help=text)
+    return click.Option(
+        [option.name, f"--{option.name}"],
+        type=_TYPES.get(option.kind, click.STRING),
+        help=text,
+        hidden=option.standing is Standing.REFUSED,
+    )
+
+
+@click.command(
+    params=[_flag(option) for option in OPTIONS.values() if option.name not in _OWN],
+    epilog="With --loadJson the file wins over the command line, as with phpo.",
+)
+@click.option("--loadJson", "load_json", type=FILE, metavar="FILE", help="Read options from FILE.")
+@click.option("--site", metavar="NAMES", help="Sites that may evaluate; also checks against them.")
+@click.option("--dry-run", "--noSubmit", "dry_run", is_flag=True, help="Only check and show.")
+@central_options
+@json_option
+def submit(
+    load_json: Path | None,
+    site: str | None,
+    dry_run: bool,
+    central: str | None,
+    token_file: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Check a search and submit it.
+
+    The files *.json *.sh *.py *.yaml below the configuration's directory (or, without one, below
+    the current directory) travel to the working directory of every evaluation.
+    """
+    sites = _sites(site, must_exist=dry_run)
+    definition = _definition(load_json, options, sites)
+    remarks = _remarks(definition, sites)
+    for remark in remarks:
+        note(f"warning: {remark}")
+    if dry_run or definition.config.get("noSubmit"):
+        _show(definition, remarks, as_json)
+        return
+    directory = Path.cwd() if load_json is None else load_json.parent
+    reply = task_client(central, token_file).submit(
+        definition.to_document(), _travelling(definition, directory)
+    )
+    for remark in set(reply.warnings) - set(remarks):
+        note(f"warning: {remark}")
+    if as_json:
+        print_json({"task": reply.task, "name": definition.name, "warnings": remarks})
+    else:
+        print_text(f"Submitted {definition.name!r} as task {reply.task}.")
+
+
+def _definition(
+    load_json: Path | None, options: Mapping[str, Any], sites: Mapping[str, Site | None]
+) -> TaskDefinition:
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    if sites:
+        given["site"] = ",".join(sites)
+    return load_task(load_json, given, Path.cwd() if load_json is None else None)
+
+
+def _sites(names: str | None, *, must_exist: bool) -> dict[str, Site | None]:
+    """The named sites; None for one whose file is not here (it may be on its own login node)."""
+    from harvester.config import load_site
+
+    found: dict[str, Site | None] = {}
+    for name in (names or "").split(","):
+        if not name.strip():
+            continue
+        try:
+            site = load_site(name.strip(), os.environ)
+            found[site.name] = site
+        except ConfigurationError as error:
+            # Only the search for the name may fail: a wrong file is worth knowing.
+            if must_exist or error.problems[0].file != "site":
+                raise
+            note(f"warning: site {name.strip()} is not known here, so nothing is checked with it")
+            found[name.strip()] = None
+    return found
+
+
+def _remarks(definition: TaskDefinition, sites: Mapping[str, Site | None]) -> list[str]:
+    from harvester.steering.advice import check_against_site, warnings
+
+    known = [site for site in sites.values() if site is not None]
+    for site in known:
+        check_against_site(definition, site)
+    found = [remark for site in known for remark in warnings(definition, site)]
+    return list(dict.fromkeys(found or warnings(definition)))
+
+
+def _travelling(definition: TaskDefinition, directory: Path) -> dict[str, Path]:
+    from harvester.steering.travelling import input_paths
+
+    return input_paths(definition.files, directory)
+
+
+def _show(definition: TaskDefinition, remarks: list[str], as_json: bool) -> None:
+    from harvester.steering.payloadspec import payload_specs
+    from payload_runner.protocol import to_fields
+
+    payloads = [to_fields(spec) for spec in payload_specs(definition).values()]
+    if as_json:
+        document = definition.to_document()
+        print_json({"dry_run": True, "task": document, "payloads": payloads, "warnings": remarks})
+    else:
+        print_text(_screen(definition))
+
+
+def _screen(definition: TaskDefinition) -> str:
+    from harvester.views.submission import submission_screen
+
+    return submission_screen(definition)

@@ -1,0 +1,161 @@
+"""The one module that knows every adapter, and picks them as the configuration says.
+
+Each adapter is imported when it is chosen, so that a daemon holds only what its site needs.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harvester import paths
+from harvester.errors import ConfigurationError, NotFound, Problem
+
+if TYPE_CHECKING:
+    from harvester.batch.port import BatchJob, BatchSystem
+    from harvester.central.port import CentralService
+    from harvester.central.tasks import TaskClient
+    from harvester.daemon import Daemon
+    from harvester.site import Site
+
+Environment = Mapping[str, str]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CentralOverrides:
+    """What the command line says of the central service; it wins over site file and environment."""
+
+    url: str | None = None
+    token_file: Path | None = None
+
+
+def make_batch(site: Site) -> BatchSystem:
+    """The batch system of a site. Starts nothing and asks nothing yet."""
+    return _BATCH_SYSTEMS[site.batch_system](site)
+
+
+def make_central(
+    site: Site,
+    overrides: CentralOverrides | None = None,
+    environ: Environment = os.environ,
+) -> CentralService:
+    """The client of a site's central service. Connects to nothing yet.
+
+    A service that announces itself on this machine may also come later, or move.
+
+    Raises:
+        ConfigurationError: what names the service or its token is wrong.
+    """
+    from harvester.central.discovered import DiscoveredCentral
+    from harvester.central.native import NativeCentral
+    from harvester.central.tasks import discover
+
+    choice, overrides = site.central, overrides or CentralOverrides()
+    # Flag, then environment, then site file, then what announced itself here.
+    url = overrides.url or environ.get("HARVESTER_CENTRAL") or choice.url
+    with_token = _with_token(environ, overrides, choice.token_file)
+
+    def find() -> tuple[str, Path]:
+        return discover(url, with_token, _home(environ))
+
+    def connect(url: str, token_file: Path) -> CentralService:
+        return NativeCentral(
+            url,
+            token_file,
+            ca_file=choice.ca_file,
+            timeout_s=choice.timeout_s,
+            harvester=harvester_name(site),
+        )
+
+    try:
+        find()
+    except NotFound as error:
+        log.warning("Finds no central service yet and goes on looking. reason=%s", error)
+    return DiscoveredCentral(find, connect)
+
+
+def make_task_client(
+    overrides: CentralOverrides | None = None, environ: Environment = os.environ
+) -> TaskClient:
+    """The client for submitting and looking at tasks. Connects to nothing yet.
+
+    Raises:
+        ConfigurationError: no service is named, and none has announced itself on this machine.
+    """
+    from harvester.central.tasks import TaskClient, discover
+
+    overrides = overrides or CentralOverrides()
+    url, token_file = discover(overrides.url, _with_token(environ, overrides, None), _home(environ))
+    return TaskClient(url, token_file)
+
+
+def make_daemon(site: Site, overrides: CentralOverrides | None = None) -> Daemon:
+    """The daemon of a site, with production's clock, files and worker threads."""
+    from harvester.clock import SystemClock
+    from harvester.daemon import Daemon
+    from harvester.effects import ThreadEffects
+    from harvester.planning.planner import plan
+    from payload_runner.files import RealFiles
+
+    clock = SystemClock()
+    return Daemon(
+        site,
+        batch=make_batch(site),
+        central=make_central(site, overrides),
+        files=RealFiles(),
+        clock=clock,
+        effects=ThreadEffects(clock),
+        plan=plan,
+    )
+
+
+def submit_command(site: Site, job: BatchJob, script: Path) -> tuple[str, ...]:
+    """The command that would submit ``script``, for people to see; () where there is none."""
+    if site.batch_system != "slurm":
+        return ()
+    from harvester.batch.slurm import sbatch_command
+
+    return sbatch_command(job, script)
+
+
+def harvester_name(site: Site) -> str:
+    """How this harvester calls itself to the central service: the same on every login node."""
+    return f"{getpass.getuser()}@{site.name}"
+
+
+def _local(site: Site) -> BatchSystem:
+    from harvester.batch.local import LocalBatch
+
+    return LocalBatch(site.state_dir / "batch", site.local.nodes, site.node, site.local.warn_s)
+
+
+def _slurm(site: Site) -> BatchSystem:
+    from harvester.batch.slurm import Slurm
+
+    return Slurm(timeout_s=site.budgets.command_timeout_s)
+
+
+_BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {"local": _local, "slurm": _slurm}
+
+
+def _home(environ: Environment) -> Path:
+    return paths.state_home(environ)
+
+
+def _with_token(
+    environ: Environment, overrides: CentralOverrides, configured: Path | None
+) -> Environment:
+    token_file = overrides.token_file or environ.get("HARVESTER_TOKEN_FILE") or configured
+    if token_file is None:
+        return environ
+    if not Path(token_file).is_file():
+        problem = Problem("token file", "", str(token_file), "expected a file that holds a token")
+        raise ConfigurationError(problem)
+    return {**environ, "HARVESTER_TOKEN_FILE": str(token_file)}
