@@ -55,8 +55,9 @@ def task_screen(task: Json, points: Sequence[Json]) -> str:
         f"{counts.get('leased', 0)} leased, {counts.get('waiting', 0)} waiting",
         f"  attempts  {task.get('attempts', 0)}, of which {task.get('charged_attempts', 0)} "
         "charged to their points",
-        f"  parallel  {task.get('parallel')} at a time, {task.get('segments', 1)} segment(s)",
+        f"  parallel  {task.get('parallel')} at a time",
         f"  best      {_best(task)}",
+        *_segment_lines(task.get("segments")),
     ]
     attempts = [_attempt_row(point, attempt) for point in points for attempt in point["attempts"]]
     if attempts:
@@ -162,6 +163,15 @@ def _best(task: Json) -> str:
         return "none yet"
     parameters = _parameters_text(best["parameters"])
     return f"loss {number(best['loss'], 6)} at point {clean(best['point'])}: {parameters}"
+
+
+def _segment_lines(segments: object) -> list[str]:
+    # A summary only counts them; the unnamed one is the whole task.
+    named = [item for item in segments if item.get("name")] if isinstance(segments, list) else []
+    return [
+        f"  segment   {clean(item['name'])}: {_progress(item['points'])}, best {_best(item)}"
+        for item in named
+    ]
 
 
 def _parameters_text(parameters: object) -> str:

@@ -13,6 +13,7 @@ import yaml
 import harvester
 from harvester import paths
 from harvester.config_schema import site_schema
+from harvester.views.tasks import point_json
 
 SCHEMAS = Path(harvester.__file__).parent / "schemas"
 
@@ -40,3 +41,47 @@ def test_shipped_sites_follow_the_schema_editors_use(path: Path) -> None:
 def test_site_schema_catches_a_misspelt_key() -> None:
     with pytest.raises(jsonschema.ValidationError, match="acount"):
         jsonschema.validate({"extends": "slurm", "acount": "x"}, read("site.schema.json"))
+
+
+ATTEMPT = {
+    "n": 1,
+    "attempt": "1.7.1.1",
+    "allocation": "haaaaa-bbbbbb",
+    "node": "n1",
+    "state": "timed_out",
+    "blame": "walltime",
+    "reason": None,
+    "started": "2026-01-01T00:00:00Z",
+    "ended": None,
+    "resumed_from": None,
+}
+POINT = {
+    "point": "7",
+    "segment": None,
+    "state": "done",
+    "parameters": {"lr": 0.1},
+    "loss": 0.5,
+    "message": None,
+    "attempts": [ATTEMPT],
+}
+
+
+def test_results_as_the_command_prints_them_follow_their_schema() -> None:
+    printed = {"task": "1", "results": [point_json(POINT)]}
+    jsonschema.validate(printed, read("results.schema.json"))
+
+
+def test_attempt_with_a_key_too_many_or_too_few_breaks_the_schema() -> None:
+    schema = read("results.schema.json")
+    for attempts in ([ATTEMPT], [{"n": 1}]):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"task": "1", "results": [{**POINT, "attempts": attempts}]}, schema)
+
+
+@pytest.mark.parametrize(("used", "sound"), [(0.93, True), (1.2, False), ("most", False)])
+def test_outcome_of_the_demo_is_checked(used: object, sound: bool) -> None:
+    point = {"id": "7", "parameters": {"lr": 0.1}, "loss": 0.5, "attempts": [ATTEMPT]}
+    allocation = {"tag": "haaaaa-bbbbbb", "nodes": 2, "slots_used_fraction": used}
+    outcome = {"points": [point], "allocations": [allocation], "best": point}
+    validator = jsonschema.Draft202012Validator(read("demo.schema.json"))
+    assert validator.is_valid(outcome) is sound

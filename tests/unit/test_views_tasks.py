@@ -84,6 +84,14 @@ def test_task_without_a_result_says_so() -> None:
     assert "best      none yet" in task_screen({**TASK, "best": None}, [])
 
 
+def test_segments_are_listed_with_their_own_best() -> None:
+    segment = {"name": "barrel", "points": TASK["points"], "best": TASK["best"]}
+    unnamed = {**segment, "name": None}
+    screen = task_screen({**TASK, "segments": [segment, unnamed]}, [])
+    assert "segment   barrel: 4/10, best loss 0.125 at point 7: lr=0.001" in screen
+    assert screen.count("segment ") == 1
+
+
 def test_json_of_an_attempt_has_exactly_the_published_keys() -> None:
     found = task_json(TASK, [POINT])
     assert found["counts"]["max"] == 10
