@@ -18,6 +18,7 @@ class Entry:
     module: str
     help: str
     light: bool = False  # standard library only, quick: may run in the service's own process
+    exhausts: bool = False  # may answer with fewer points: there are no more
     options: Mapping[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
 
 
@@ -46,7 +47,7 @@ _A_NAME = (lambda value: isinstance(value, str) and value.isidentifier(), "an op
 
 SAMPLERS: Mapping[str, Entry] = {
     "auto": Entry(
-        module="gp",
+        module="scikit_optimize",
         help="Gaussian process with expected improvement; the best measured without a GPU.",
         options={"n_start": _START},
     ),
@@ -56,6 +57,7 @@ SAMPLERS: Mapping[str, Entry] = {
         module="grid",
         help="Every combination of what grid_search marks (else of all finite parameters).",
         light=True,
+        exhausts=True,
     ),
     "skopt": Entry(
         module="scikit_optimize",
