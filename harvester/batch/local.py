@@ -36,6 +36,7 @@ from payload_runner.files import require_private_dir
 from payload_runner.protocol import BadRecord, NodeShape, to_fields
 
 _ANSWER_S = 30.0
+_REPEATABLE = frozenset({"list", "cancel", "hold", "release"})
 _START_S = 15.0  # a cold interpreter on a busy machine
 
 
@@ -123,12 +124,13 @@ class LocalBatch:
 
     def shut_down(self) -> None:
         """Cancel all jobs, wait for their ends and for that of the scheduler process."""
+        if not self._has_live_jobs():
+            return
         try:
-            with connect(self._records.directory, self._cluster.kill_s + _ANSWER_S) as server:
+            with self._connection() as server:
+                server.settimeout(self._cluster.kill_s + _ANSWER_S)
                 send_message(server, {"do": "leave"})
                 server.recv(1)  # never answered: the end of the connection is the answer
-        except (FileNotFoundError, ConnectionRefusedError):
-            pass
         except OSError as error:
             raise BatchUnavailable(f"the local scheduler did not leave: {error}") from error
 
@@ -152,9 +154,7 @@ class LocalBatch:
     def _ask(self, request: Message) -> object:
         """The scheduler's answer, starting one where there is none."""
         try:
-            with self._connection() as server:
-                send_message(server, request)
-                answer = read_message(server)
+            answer = self._exchange(request)
         except OSError as error:
             raise BatchUnavailable(f"the local scheduler does not answer: {error}") from error
         if "refused" in answer:
@@ -162,6 +162,17 @@ class LocalBatch:
         if "ok" not in answer:
             raise BatchUnavailable(str(answer.get("failed", "the local scheduler failed")))
         return answer["ok"]
+
+    def _exchange(self, request: Message) -> Message:
+        for last in (request["do"] not in _REPEATABLE, True):
+            try:
+                with self._connection() as server:
+                    send_message(server, request)
+                    return read_message(server)
+            except ConnectionError:  # it died, or left, between our connecting and its answer
+                if last:
+                    raise
+        raise AssertionError("the second round returns or raises")
 
     def _connection(self) -> socket.socket:
         give_up = time.monotonic() + _START_S

@@ -69,7 +69,7 @@ _SQUEUE_FIELDS = (
 _JOB_ID = r"\d+(?:_(?:\d+|\[[^|\n]*\]))?(?:\+\d+)?"
 _SQUEUE_RECORD = re.compile(
     rf"({_JOB_ID}) *\|([A-Z_]+) *\|([^|\n]*)\|([^|\n]*)\|(\d+) *\|(\d+) *\|([^|\n]*)\|"
-    r"([\s\S]*?)\|(\d+) *\|\n"
+    r"([\s\S]*?)\|(\d[\d ]{11})\|\n"
 )
 _SACCT_FIELDS = "JobID,State,ExitCode,Partition,NNodes,NodeList,JobName"
 _SACCT_RECORD = re.compile(

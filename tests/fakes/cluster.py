@@ -1,0 +1,54 @@
+"""A fake batch system for tests: commands on a PATH of its own, faults on request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+_COMMANDS = ("sbatch", "squeue", "sacct", "scancel")
+
+
+class FakeCluster:
+    """Two nodes of two GPUs and two cores in a directory; all its jobs end when it is left."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._bin = directory / "bin"
+        self._bin.mkdir(parents=True)
+        root = str(Path(__file__).parents[2])
+        for name in _COMMANDS:
+            python = ["env", f"PYTHONPATH={root}", sys.executable, "-S"]
+            words = [*python, "-m", "tests.fakes.command", str(directory), name]
+            path = self._bin / name
+            path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            path.chmod(0o700)
+
+    def __enter__(self) -> FakeCluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for job in json.loads((self.directory / "jobs.json").read_text()):
+                if job["pid"] and job["exit"] is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(job["pid"], signal.SIGKILL)
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """``base`` with the fake commands in front of its PATH."""
+        return {**base, "PATH": f"{self._bin}:{base.get('PATH', '/usr/bin:/bin')}"}
+
+    def fault(self, **faults: str) -> None:
+        """From now on these commands misbehave: down, hang, empty, garbage, partial, lost."""
+        (self.directory / "faults.json").write_text(json.dumps(faults))

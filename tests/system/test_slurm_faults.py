@@ -1,0 +1,162 @@
+"""The Slurm adapter while its commands misbehave, and the executor that runs them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harvester.batch import commands
+from harvester.batch.commands import run_command
+from harvester.batch.port import BatchJob
+from harvester.batch.slurm import Slurm
+from harvester.errors import BatchUnavailable
+from harvester.model import JobId, Tag
+from tests.fakes.cluster import FakeCluster
+from tests.support import wait_until
+
+TAG = Tag("habcde-aaaaaa")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
+    with FakeCluster(tmp_path / "cluster") as cluster:
+        yield cluster
+
+
+def slurm(cluster: FakeCluster, timeout_s: float = 30.0) -> Slurm:
+    return Slurm(timeout_s=timeout_s, environment=cluster.environment(os.environ))
+
+
+def submit(batch: Slurm, directory: Path) -> JobId:
+    job = BatchJob(tag=TAG, nodes=1, walltime_s=60.0, directory=directory, command=("sleep", "60"))
+    script = directory / "batch.sh"
+    script.write_text(batch.render(job))
+    return batch.submit(job, script)
+
+
+ASKED: dict[str, Callable[[Slurm], object]] = {
+    "squeue": lambda batch: batch.observe(),
+    "sacct": lambda batch: batch.ended([JobId("1")], []),
+    "scancel": lambda batch: batch.cancel([JobId("1")]),
+}
+
+
+@pytest.mark.parametrize("command", ["squeue", "sacct"])
+@pytest.mark.parametrize("fault", ["down", "garbage", "partial", "lost"])
+def test_query_that_fails_is_never_a_shorter_list(
+    cluster: FakeCluster, tmp_path: Path, command: str, fault: str
+) -> None:
+    batch = slurm(cluster)
+    submit(batch, tmp_path)
+    cluster.fault(**{command: fault})
+
+    with pytest.raises(BatchUnavailable):
+        ASKED[command](batch)
+
+
+@pytest.mark.parametrize("command", ["squeue", "sacct", "scancel"])
+def test_command_that_hangs_is_given_up_and_killed(
+    cluster: FakeCluster, tmp_path: Path, command: str
+) -> None:
+    submit(slurm(cluster), tmp_path)
+    cluster.fault(**{command: "hang"})
+
+    with pytest.raises(BatchUnavailable, match=r"did not answer within 0\.5 s"):
+        ASKED[command](slurm(cluster, 0.5))
+
+    left = [p for p in psutil.process_iter(["cmdline"]) if _is_fake(p, cluster, command)]
+    assert left == []
+
+
+def test_unreachable_controller_does_not_count_as_cancelled(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    job = submit(slurm(cluster), tmp_path)
+    cluster.fault(scancel="down")
+    with pytest.raises(BatchUnavailable, match="Unable to contact"):
+        slurm(cluster).cancel([job])
+
+
+def test_submission_whose_answer_is_lost_is_found_by_its_tag(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    cluster.fault(sbatch="lost")
+    with pytest.raises(BatchUnavailable):
+        submit(slurm(cluster), tmp_path)
+
+    assert [job.name for job in slurm(cluster).observe().jobs] == [TAG]
+    assert [job.name for job in slurm(cluster).ended([], [TAG])] == [TAG]
+
+
+@pytest.mark.parametrize("fault", ["down", "empty", "partial"])
+def test_submission_that_may_have_been_taken_is_not_a_refusal(
+    cluster: FakeCluster, tmp_path: Path, fault: str
+) -> None:
+    cluster.fault(sbatch=fault)
+    with pytest.raises(BatchUnavailable):
+        submit(slurm(cluster), tmp_path)
+
+
+def test_greeting_before_the_job_id_is_harmless(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.fault(sbatch="garbage")
+    assert submit(slurm(cluster), tmp_path) == "1"
+
+
+def test_missing_commands_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BatchUnavailable, match=r"squeue cannot be started.*PATH"):
+        Slurm(environment={"PATH": str(tmp_path)}).observe()
+
+
+# --- the executor ---
+
+
+def run(line: str, timeout_s: float = 10.0) -> commands.Completed:
+    return run_command(["sh", "-c", line], timeout_s=timeout_s, environment=dict(os.environ))
+
+
+def test_output_and_exit_code_come_back() -> None:
+    done = run("echo out; echo err >&2; exit 3")
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 3)
+
+
+def test_deadline_kills_the_whole_process_group(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with pytest.raises(BatchUnavailable, match="did not answer"):
+        run(f"sleep 60 & echo $! $$ > {pids}; wait", 0.5)
+    for pid in map(int, pids.read_text().split()):
+        wait_until(lambda pid=pid: not psutil.pid_exists(pid))  # type: ignore[misc]
+
+
+def test_background_process_that_keeps_the_pipes_open_delays_nobody() -> None:
+    began = time.monotonic()
+    done = run("sleep 5 & echo ready")
+    assert done.stdout == "ready\n"
+    assert time.monotonic() - began < 4
+
+
+def test_runaway_output_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "OUTPUT_LIMIT_BYTES", 1_000_000)
+    with pytest.raises(BatchUnavailable, match="more than 1000000 bytes"):
+        run("yes")
+
+
+def test_output_that_is_not_text_is_kept_readable() -> None:
+    assert run(r"printf 'a\377b'").stdout == "a\\xffb"
+
+
+def test_every_command_is_logged_with_duration_and_exit(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "harvester.batch.commands"):
+        run("exit 3")
+    assert "exit=3 duration_s=" in caplog.text
+    assert "command=sh -c 'exit 3'" in caplog.text
+
+
+def _is_fake(process: psutil.Process, cluster: FakeCluster, command: str) -> bool:
+    words = process.info["cmdline"] or []
+    return str(cluster.directory) in words and command in words
