@@ -17,13 +17,15 @@ from harvester import paths
 from harvester.errors import ConfigurationError, NotFound, Problem
 
 if TYPE_CHECKING:
-    from harvester.batch.port import BatchJob, BatchSystem
+    from harvester.batch.port import BatchSystem
     from harvester.central.port import CentralService
     from harvester.central.tasks import TaskClient
     from harvester.daemon import Daemon
     from harvester.site import Site
 
 Environment = Mapping[str, str]
+
+_EXAMPLE_TAG = "haaaaa-aaaaaa"
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +118,31 @@ def make_daemon(site: Site, overrides: CentralOverrides | None = None) -> Daemon
     )
 
 
-def submit_command(site: Site, job: BatchJob, script: Path) -> tuple[str, ...]:
-    """The command that would submit ``script``, for people to see; () where there is none."""
-    if site.batch_system != "slurm":
-        return ()
-    from harvester.batch.slurm import sbatch_command
+def render_job(
+    site: Site, nodes: int, walltime_s: float, queue: str
+) -> tuple[str, tuple[str, ...]]:
+    """The batch script of an allocation and the command that would submit it, for people to see.
 
-    return sbatch_command(job, script)
+    The command is () where the batch system is reached without one.
+    """
+    from harvester.batch.slurm import Slurm
+    from harvester.jobs import job_of
+    from harvester.model import Tag
+    from payload_runner.protocol import SpoolPaths
+
+    spool, tag = SpoolPaths(site.spool), Tag(_EXAMPLE_TAG)
+    job = job_of(
+        site,
+        tag=tag,
+        nodes=nodes,
+        walltime_s=walltime_s,
+        queue=queue,
+        runner=spool.runner_dir / "payload_runner.pyz",
+    )
+    batch = make_batch(site)
+    script = spool.allocation(tag).script
+    command = batch.submit_command(job, script) if isinstance(batch, Slurm) else ()
+    return batch.render(job), command
 
 
 def harvester_name(site: Site) -> str:

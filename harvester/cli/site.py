@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from harvester.cli.options import wrong_argument
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.errors import ConfigurationError, Problem
 
@@ -72,3 +73,40 @@ def schema() -> None:
     """Print the JSON Schema of site files, for editors."""
     path = Path(__file__).parent.parent / "schemas" / "site.schema.json"
     print_text(path.read_text().rstrip("\n"))
+
+
+@site.command()
+@click.argument("name")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--walltime", metavar="TIME", help='Such as "02:00:00" or 90m.  [default: the most]')
+@click.option("--queue", metavar="QUEUE", help="[default: the first that takes this shape]")
+@json_option
+def render(name: str, nodes: int, walltime: str | None, queue: str | None, as_json: bool) -> None:
+    """Show the exact batch script and submit command for an allocation of a shape."""
+    import shlex
+
+    from harvester.config import load_site
+    from harvester.jobs import choose_queue
+    from harvester.wiring import render_job
+
+    loaded = load_site(name, os.environ)
+    chosen, walltime_s = choose_queue(loaded, nodes, _seconds(walltime), queue)
+    script, command = render_job(loaded, nodes, walltime_s, chosen)
+    if as_json:
+        shown = {"queue": chosen, "walltime_s": walltime_s, "submit": command, "script": script}
+        print_json(shown)
+        return
+    if command:
+        note(f"submitted with: {shlex.join(command)}")
+    print_text(script.rstrip("\n"))
+
+
+def _seconds(walltime: str | None) -> float | None:
+    from harvester.quantities import parse_duration_s
+
+    if walltime is None:
+        return None
+    try:
+        return parse_duration_s(float(walltime) if walltime.isdigit() else walltime)
+    except ValueError as error:
+        raise wrong_argument("--walltime", walltime, f"expected {error}") from None

@@ -196,6 +196,51 @@ def test_site_schema_is_json(cli: Cli) -> None:
     assert cli("site", "schema").json["title"] == "Site"
 
 
+SLURM = """\
+extends: slurm
+account: abc
+directives: ["--constraint=gpu"]
+spool: {path: /scratch/h}
+runner: {prologue: ["module load python"]}
+"""
+
+
+def test_site_render_shows_script_and_submit_command(cli: Cli) -> None:
+    Path("mine.yaml").write_text(SLURM)
+    found = cli("site", "render", "mine", "--nodes", "2", "--walltime", "90m", "--json").json
+    lines = found["script"].splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert {"#SBATCH --nodes=2", "#SBATCH --account=abc", "#SBATCH --constraint=gpu"} <= {*lines}
+    assert "module load python" in lines
+    assert lines[-1].startswith("exec python3 /scratch/h/runner/payload_runner.pyz lead /scratch/h")
+    assert found["submit"][0] == "sbatch"
+    assert (found["queue"], found["walltime_s"]) == ("batch", 5400)
+
+
+def test_site_render_of_a_local_site_needs_no_command(cli: Cli) -> None:
+    found = cli("site", "render", "local")
+    assert (found.code, found.err) == (0, "")
+    assert found.out.startswith("#!/bin/bash\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--nodes", "3"], 65, "nodes: got 3; expected one of the bins 1-2 (local)"),
+        (["--walltime", "2h"], 65, "expected at most 60 min, the bin of 1-2 nodes in local"),
+        (["--queue", "gpu"], 65, "queue: got 'gpu'; expected local"),
+        (["--walltime", "soon"], 64, "--walltime: got 'soon'; expected a duration"),
+        (["--nodes", "0"], 64, "--nodes"),
+    ],
+)
+def test_shape_that_no_queue_takes_is_refused_with_the_bin(
+    cli: Cli, arguments: list[str], code: int, expected: str
+) -> None:
+    found = cli("site", "render", "local", *arguments)
+    assert (found.code, found.out) == (code, "")
+    assert expected in found.err
+
+
 # --- task submit --dry-run ---
 
 

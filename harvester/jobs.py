@@ -1,0 +1,85 @@
+"""The batch job that an allocation becomes at a site. Pure: daemon and ``site render`` agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harvester.batch.port import BatchJob
+from harvester.errors import InputError, Problem
+from harvester.model import Tag
+from harvester.quantities import format_duration
+from harvester.site import Queue, Site, WalltimeBin
+from payload_runner.protocol import SpoolPaths
+
+
+def job_of(
+    site: Site,
+    *,
+    tag: Tag,
+    nodes: int,
+    walltime_s: float,
+    queue: str,
+    runner: Path,
+) -> BatchJob:
+    """The job of an allocation with this tag; ``runner`` is the payload runner's zipapp."""
+    command = (site.runner.python, str(runner), "lead", str(site.spool), str(tag))
+    found = next((item for item in site.queues if item.name == queue), None)
+    return BatchJob(
+        tag=tag,
+        nodes=nodes,
+        walltime_s=walltime_s,
+        directory=SpoolPaths(site.spool).allocation(tag).root,
+        command=command,
+        queue=queue,
+        account=site.account,
+        gpus_per_node=site.node.gpus,
+        cores_per_node=site.node.cores,
+        memory_mb_per_node=site.node.memory_mb,
+        warn_s=site.runner.drain_margin_s,
+        directives=(*site.directives, *(found.directives if found else ())),
+        prologue=site.runner.prologue,
+    )
+
+
+def choose_queue(
+    site: Site, nodes: int, walltime_s: float | None, queue: str | None = None
+) -> tuple[str, float]:
+    """The first queue that takes this shape, and its walltime: as asked, or the bin's longest.
+
+    Raises:
+        InputError: no queue (or not the one named) takes it; names the bin that comes closest.
+    """
+    queues = [item for item in site.queues if queue in (None, item.name)]
+    if not queues:
+        names = ", ".join(item.name for item in site.queues)
+        raise InputError(Problem(f"site {site.name}", "queue", repr(queue), f"expected {names}"))
+    refused = []
+    for item in queues:
+        for limits in item.bins:
+            if not limits.nodes_min <= nodes <= limits.nodes_max:
+                continue
+            if walltime_s is None or walltime_s <= limits.walltime_max_s:
+                return item.name, limits.walltime_max_s if walltime_s is None else walltime_s
+            refused.append((item, limits))
+    raise InputError(_refusal(site, nodes, walltime_s, refused, queues))
+
+
+def _refusal(
+    site: Site,
+    nodes: int,
+    walltime_s: float | None,
+    refused: list[tuple[Queue, WalltimeBin]],
+    queues: list[Queue],
+) -> Problem:
+    where = f"site {site.name}"
+    if refused and walltime_s is not None:
+        item, limits = max(refused, key=lambda pair: pair[1].walltime_max_s)
+        most = format_duration(limits.walltime_max_s)
+        expected = f"expected at most {most}, the bin of {_nodes(limits)} nodes in {item.name}"
+        return Problem(where, "walltime", format_duration(walltime_s), expected)
+    bins = [f"{_nodes(limits)} ({item.name})" for item in queues for limits in item.bins]
+    return Problem(where, "nodes", str(nodes), f"expected one of the bins {', '.join(bins)}")
+
+
+def _nodes(limits: WalltimeBin) -> str:
+    return f"{limits.nodes_min}-{limits.nodes_max}"
