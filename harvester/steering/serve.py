@@ -198,6 +198,7 @@ def _configuration(service: Service, tls: Tls | None) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         lifespan="off",
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
         timeout_keep_alive=75,  # harvesters poll once a minute
