@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+from payload_runner.capacity import Room, need_of
 from payload_runner.protocol import NodeShape, Shape
 
 # Sums of shares such as 1/3 miss whole numbers by a few ulps; a node is not lost to that.
@@ -15,23 +16,14 @@ _ROUNDING = 1e-9
 def payloads_per_node(shape: Shape, node: NodeShape) -> int:
     """How many payloads of this shape one node holds at once; 0 when not even one fits.
 
-    Shares of a GPU do not straddle GPUs. A node whose memory is not known (0) does not limit.
+    Counted by filling an empty node with the runner's own arithmetic.
     """
-    limits = [_by_gpus(shape, node)]
-    if shape.cores_per_node or shape.gpus_per_node == 0:
-        limits.append(node.cores // max(1, shape.cores_per_node))
-    if shape.memory_mb_per_node and node.memory_mb:
-        limits.append(node.memory_mb // shape.memory_mb_per_node)
-    return int(min(limits))
-
-
-def _by_gpus(shape: Shape, node: NodeShape) -> float:
-    wanted = shape.gpus_per_node
-    if wanted == 0:
-        return math.inf
-    if wanted < 1:
-        return math.floor(1 / wanted + _ROUNDING) * node.gpus
-    return node.gpus // math.ceil(wanted)
+    room, need = Room(node), need_of(shape, node)
+    count = 0
+    while room.fits(need):
+        room.take(need)
+        count += 1
+    return count
 
 
 @functools.lru_cache(maxsize=1024)

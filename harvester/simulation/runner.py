@@ -19,6 +19,7 @@ from harvester.simulation.workload import SimulatedPayload, Workload
 from payload_runner import protocol
 from payload_runner.files import Files
 from payload_runner.logfile import LogReader, LogWriter, Record
+from payload_runner.placement import Placement, Request
 from payload_runner.protocol import AllocationPlan, FileRef, Order, PayloadSpec, SpoolPaths
 
 _LEASE_LOOK_S = 10.0
@@ -77,7 +78,6 @@ class SimulatedRunner:
         self._running: dict[str, RunningPayload] = {}
         self._outcomes: dict[str, Record] = {}
         self._sent: dict[int, Record] = {}  # not acknowledged
-        self._lost_nodes: set[int] = set()
         self._busy_s = 0.0
         agenda.after(boot_s, self._guarded(self._boot))
 
@@ -91,11 +91,11 @@ class SimulatedRunner:
 
     def lose_node(self, index: int) -> None:
         """A node dies: what ran there failed, blamed on the node."""
-        self._lost_nodes.add(index)
         self._emit(protocol.NodeLost(self._start.node_names[index], "no heartbeat"))
         for payload in list(self._running.values()):
             if index in payload.nodes:
                 self._finish(payload, state="failed", blame="node", reason="its node is lost")
+        self._placement.remove_node(index)
         self._place()
 
     # --- life ---
@@ -122,6 +122,10 @@ class SimulatedRunner:
         self._began = self._agenda.clock.monotonic()
         self._drain_at = self._began + self._plan.walltime_s - self._plan.drain_margin_s
         self._idle_since = self._began
+        self._placement = Placement(self._drain_at - self._began)
+        for index, name in enumerate(self._start.node_names):
+            self._placement.add_node(index, name, self._plan.node)
+        self._placement.settled = True
         self._introduce()
         self._agenda.after(
             self._drain_at - self._began, self._guarded(lambda: self._drain("walltime", now=True))
@@ -151,7 +155,6 @@ class SimulatedRunner:
         self._heartbeat()
 
     def _heartbeat(self) -> None:
-        slots = (len(self._start.node_names) - len(self._lost_nodes)) * self._plan.node.gpus
         self._emit(
             protocol.Heartbeat(
                 epoch=self._epoch,
@@ -159,8 +162,8 @@ class SimulatedRunner:
                 waiting=len(self._waiting),
                 running=len(self._running),
                 remaining_s=self._remaining_s(),
-                slots=float(slots),
-                slots_busy=sum(_gpus(payload) for payload in self._running.values()),
+                slots=self._placement.slots,
+                slots_busy=self._placement.slots_busy,
             )
         )
         self._agenda.after(self._plan.heartbeat_s, self._guarded(self._heartbeat))
@@ -229,14 +232,25 @@ class SimulatedRunner:
     def _take(self, order: Order) -> None:
         if order.attempt in self._outcomes:
             self._append_again(self._outcomes[order.attempt])
-        elif order.attempt not in self._running:
-            self._waiting.setdefault(order.attempt, order)
+        elif order.attempt not in self._running and order.attempt not in self._waiting:
+            self._waiting[order.attempt] = order
+            spec = self._specs[order.payload_id]
+            self._placement.add(
+                Request(
+                    order.attempt,
+                    spec.shape,
+                    order.expected_s,
+                    spec.checkpoint is not None,
+                    order.priority,
+                )
+            )
             self._idle_since = self._agenda.clock.monotonic()
 
     def _stop(self, attempt: str, outcome: str, reason: str) -> None:
         if attempt in self._running:
             self._finish(self._running[attempt], state=outcome, reason=reason)
-        elif self._waiting.pop(attempt, None) is not None:
+        elif self._placement.withdraw(attempt):
+            del self._waiting[attempt]
             self._conclude(protocol.AttemptEnded(attempt, outcome, reason=reason))
 
     def _resend(self, first: int, last: int) -> None:
@@ -251,6 +265,7 @@ class SimulatedRunner:
         if self._waiting:
             self._emit(protocol.HandedBack(tuple(self._waiting), reason))
             self._waiting.clear()
+            self._placement.withdraw_all()
         if now:
             for payload in list(self._running.values()):
                 self._cut(payload)
@@ -259,29 +274,14 @@ class SimulatedRunner:
     # --- payloads ---
 
     def _place(self) -> None:
-        free = self._free_gpus()
-        for order in sorted(self._waiting.values(), key=lambda order: -order.priority):
-            spec = self._specs[order.payload_id]
-            nodes = [node for node, gpus in free.items() if gpus >= spec.shape.gpus_per_node - 1e-9]
-            if len(nodes) < spec.shape.nodes_min:
-                return  # it is first in line: nobody passes it
-            del self._waiting[order.attempt]
-            chosen = tuple(nodes[: spec.shape.nodes_min])
-            for node in chosen:
-                free[node] -= spec.shape.gpus_per_node
-            self._spawn(order, spec, chosen)
-
-    def _free_gpus(self) -> dict[int, float]:
-        free = {
-            node: float(self._plan.node.gpus)
-            for node in range(len(self._start.node_names))
-            if node not in self._lost_nodes
-        }
-        for payload in self._running.values():
-            for node in payload.nodes:
-                if node in free:
-                    free[node] -= payload.spec.shape.gpus_per_node
-        return free
+        step = self._placement.step(self._agenda.clock.monotonic(), self._remaining_s())
+        for attempt, reason in step.refuse:
+            del self._waiting[attempt]
+            self._emit(protocol.HandedBack((attempt,), reason))
+        for assignment in step.start:
+            order = self._waiting.pop(assignment.attempt)
+            nodes = tuple(slot.node for slot in assignment.slots)
+            self._spawn(order, self._specs[order.payload_id], nodes)
 
     def _spawn(self, order: Order, spec: PayloadSpec, nodes: tuple[int, ...]) -> None:
         done = self._progress_in(order.checkpoint)
@@ -312,6 +312,7 @@ class SimulatedRunner:
         duration = self._agenda.clock.monotonic() - payload.started_at
         self._busy_s += duration * _gpus(payload)
         del self._running[payload.order.attempt]
+        self._placement.release(payload.order.attempt)
         self._conclude(
             protocol.AttemptEnded(
                 payload.order.attempt,

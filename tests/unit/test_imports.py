@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harvester.model",
         "harvester.site",
         "harvester.quantities",
+        "payload_runner.capacity",
         "payload_runner.placement",
         "payload_runner.protocol",
     ),
