@@ -141,6 +141,11 @@ class Lease:
         """Whom the lease names, for people."""
         return str(self._holding())
 
+    @property
+    def pid(self) -> int:
+        """The process that the lease names. Raises Fenced when none is held."""
+        return self._holding().pid
+
     def acquire(self) -> float:
         """Try to take the lease; 0.0 when it is held, else the seconds until asking again helps.
 

@@ -68,6 +68,15 @@ class Positions:
             (log, position.offset, position.max_seq, json.dumps(position.missing)),
         )
 
+    def offsets(self, prefix: str) -> dict[str, int]:
+        """Log -> offset of all logs whose names begin so."""
+        return dict(
+            self._connection.execute(
+                "SELECT log, offset FROM positions WHERE substr(log, 1, ?) = ?",
+                (len(prefix), prefix),
+            )
+        )
+
     def incomplete(self) -> tuple[tuple[str, Position], ...]:
         """The logs that miss records."""
         rows = self._connection.execute("SELECT log FROM positions WHERE missing != '[]'")

@@ -108,6 +108,8 @@ CREATE TABLE allocations (
 ) WITHOUT ROWID;
 CREATE INDEX live_allocations ON allocations (tag) WHERE state != 'ended';
 
+CREATE INDEX ended_allocations ON allocations (ended_at) WHERE state = 'ended';
+
 CREATE TABLE history (
     id INTEGER PRIMARY KEY,
     what TEXT NOT NULL,              -- attempt | allocation

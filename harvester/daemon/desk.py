@@ -1,0 +1,83 @@
+"""What the steps of the tick share: the site, the ports, the logs and the index."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from harvester.batch.port import BatchSystem
+from harvester.central.port import CentralService
+from harvester.clock import Clock
+from harvester.daemon.journal import Journal
+from harvester.daemon.problems import Problems
+from harvester.effects import Effects, Finished
+from harvester.lease import Lease
+from harvester.model import Tag
+from harvester.site import Site
+from harvester.spool.intake import EventLogs
+from harvester.spool.orderlog import OrderLogs
+from harvester.store import Store
+from payload_runner.files import Files
+from payload_runner.protocol import SpoolPaths
+
+
+@dataclass(slots=True)
+class Heard:
+    """The newest word of a runner about its remaining time, on our own clock."""
+
+    monotonic: float
+    remaining_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Desk:
+    """Everything a step works with. Steps read and write it in the tick's thread only."""
+
+    site: Site
+    clock: Clock
+    files: Files
+    spool: SpoolPaths
+    spool_id: str
+    harvester: str  # by which name the central service knows us
+    runner: Path
+    rng: random.Random
+    batch: BatchSystem
+    central: CentralService
+    effects: Effects
+    lease: Lease
+    store: Store
+    journal: Journal
+    orders: OrderLogs
+    events: EventLogs
+    problems: Problems
+    stopping: bool = False  # the STOP file lies in the spool
+    plan_wanted: bool = True  # something changed that a plan may depend on
+    heard: dict[Tag, Heard] = field(default_factory=dict)
+    submitting: set[Tag] = field(default_factory=set)  # submissions that have not come back
+    cancelling: set[Tag] = field(default_factory=set)
+    other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether spool and jobs are on this machine, so that haste costs nobody anything."""
+        return self.site.filesystem == "local"
+
+
+class Step(Protocol):
+    """One part of the tick."""
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """The kinds of effects (their names before the colon) that are this step's own."""
+
+    def take(self, finished: Finished) -> None:
+        """Turn an effect's end into ledger records (not yet committed) or memory."""
+
+    def step(self) -> bool:
+        """Do what is due; True if something moved. Raises StorageUnavailable and Fenced."""
+
+    def due_in(self) -> float | None:
+        """Seconds until there may be something to do again; None: only others can tell."""

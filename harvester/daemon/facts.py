@@ -1,0 +1,161 @@
+"""Gathers what the planner is told, from the index and the steps' memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+
+from harvester.daemon.desk import Desk
+from harvester.model import AllocationState, AttemptId, AttemptState, PayloadSpec, Tag, TaskId
+from harvester.planning.facts import AllocationFacts, PlanInput, WaitingAttempt
+from harvester.store.allocations import AllocationRow
+from harvester.store.attempts import LiveAttempt
+
+HOUR_S = 3600.0
+DAY_S = 86400.0
+# Durations are learned from this many of the newest successes of all tasks.
+LEARNED_FROM = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What the steps know that the index does not."""
+
+    unleased: int
+    nothing_more: bool
+    may_submit: bool
+    durations: dict[TaskId, float]
+
+
+def learned_durations(desk: Desk) -> dict[TaskId, float]:
+    """Task -> median duration of its newest successes, in seconds."""
+    samples = desk.store.attempts.durations(LEARNED_FROM)
+    return {task: statistics.median(values) for task, values in samples.items()}
+
+
+def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
+    """Everything that a planning step may look at."""
+    waiting: list[WaitingAttempt] = []
+    ordered: dict[Tag, list[WaitingAttempt]] = defaultdict(list)
+    running: dict[Tag, list[WaitingAttempt]] = defaultdict(list)
+    for live in desk.store.attempts.live():
+        value = _waiting(desk, live, outlook)
+        if live.state is AttemptState.LEASED or live.tag is None:
+            waiting.append(value)
+        elif live.state is AttemptState.ORDERED:
+            ordered[live.tag].append(value)
+        else:
+            running[live.tag].append(value)
+    rows = desk.store.allocations.not_ended()
+    return PlanInput(
+        site=desk.site,
+        waiting=tuple(waiting),
+        allocations=tuple(
+            _allocation(desk, row, tuple(ordered[row.tag]), tuple(running[row.tag]))
+            for row in rows
+            if row.cancel == 0
+        ),
+        unleased=outlook.unleased,
+        nothing_more=outlook.nothing_more,
+        typical=_typical(desk, outlook),
+        other_jobs=desk.other_jobs,
+        submissions_left=submissions_left(desk) if outlook.may_submit else 0,
+        node_hours_left=_node_hours_left(desk),
+        stopping=desk.stopping,
+    )
+
+
+def submissions_left(desk: Desk) -> int:
+    """How many jobs the budgets allow now."""
+    budgets = desk.site.budgets
+    spent = desk.store.spendings.within("submission", HOUR_S, desk.clock.now())
+    in_flight = len(desk.store.allocations.not_ended())
+    return max(0, min(budgets.submissions_per_hour - spent, budgets.jobs_in_flight - in_flight))
+
+
+def is_accepting(desk: Desk, row: AllocationRow) -> bool:
+    """Whether the allocation's runner takes orders of this epoch."""
+    return (
+        row.runner == "up"
+        and row.state in (AllocationState.RUNNING, AllocationState.UNKNOWN)
+        and not row.closing
+        and row.epoch_seen in (0, desk.lease.epoch)
+        and desk.orders.is_open(row.tag)
+    )
+
+
+def remaining_s(desk: Desk, row: AllocationRow) -> float | None:
+    """Seconds until the allocation's drain point, None while it has not started."""
+    if row.remaining_s is None or row.heartbeat_at is None:
+        return None
+    heard = desk.heard.get(row.tag)
+    if heard is not None:
+        return max(0.0, heard.remaining_s - (desk.clock.monotonic() - heard.monotonic))
+    # After a restart, until the next heartbeat: by wall clocks, which may differ between hosts.
+    since = max(0.0, desk.clock.now() - row.heartbeat_at)
+    return max(0.0, min(row.remaining_s, row.walltime_s) - since)
+
+
+def expected_s(payload: PayloadSpec, task: TaskId, durations: dict[TaskId, float]) -> float | None:
+    """The learned or declared duration of one attempt."""
+    return durations.get(task, payload.expected_s)
+
+
+def _waiting(desk: Desk, live: LiveAttempt, outlook: Outlook) -> WaitingAttempt:
+    payload = desk.store.leases.payload(live.payload_id)
+    since = live.started_at if live.state is AttemptState.RUNNING else live.since
+    return WaitingAttempt(
+        attempt=live.attempt,
+        task=live.task,
+        shape=payload.shape,
+        expected_s=expected_s(payload, live.task, outlook.durations),
+        checkpointable=payload.checkpoint is not None,
+        priority=live.priority,
+        waiting_s=max(0.0, desk.clock.now() - (since or live.since)),
+        limit_s=payload.time_limit_s,
+        handed_back_by=live.returned_by,
+    )
+
+
+def _typical(desk: Desk, outlook: Outlook) -> WaitingAttempt | None:
+    newest = desk.store.leases.newest_payload()
+    if newest is None:
+        return None
+    task, payload = TaskId(newest[0]), newest[1]
+    return WaitingAttempt(
+        attempt=AttemptId("typical"),
+        task=task,
+        shape=payload.shape,
+        expected_s=expected_s(payload, task, outlook.durations),
+        checkpointable=payload.checkpoint is not None,
+        limit_s=payload.time_limit_s,
+    )
+
+
+def _allocation(
+    desk: Desk,
+    row: AllocationRow,
+    ordered: tuple[WaitingAttempt, ...],
+    running: tuple[WaitingAttempt, ...],
+) -> AllocationFacts:
+    return AllocationFacts(
+        tag=row.tag,
+        state=row.state,
+        queue=row.queue,
+        nodes=row.nodes,
+        walltime_s=row.walltime_s,
+        remaining_s=remaining_s(desk, row),
+        accepting=is_accepting(desk, row),
+        ordered=ordered,
+        running=running,
+        queued_s=max(0.0, desk.clock.now() - row.planned_at) if row.started_at is None else 0.0,
+    )
+
+
+def _node_hours_left(desk: Desk) -> float | None:
+    budget = desk.site.budgets.node_hours_per_day
+    if budget is None:
+        return None
+    asked = desk.store.allocations.node_seconds_since(desk.clock.now() - DAY_S)
+    return max(0.0, budget - asked / HOUR_S)

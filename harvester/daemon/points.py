@@ -1,0 +1,195 @@
+"""The step that leases points, renews the leases and hears what the service wants stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from harvester.central.port import LeaseReply, LeaseRequest, LeaseStanding
+from harvester.daemon.budgets import Backoff
+from harvester.daemon.desk import Desk
+from harvester.effects import Finished
+from harvester.errors import CredentialsRefused, HarvesterError
+from harvester.model import LeasedPoint, LeaseId
+from harvester.store.leases import Ask
+from payload_runner.logfile import RecordTooLarge
+from payload_runner.protocol import to_fields
+
+log = logging.getLogger(__name__)
+
+# How long to wait before asking again when the service had nothing: first, at most.
+EMPTY_PAUSE_S = {"local": (0.1, 2.0), "shared": (2.0, 60.0)}
+RENEWALS_PER_EXPIRY = 3.0
+
+
+class LeasePoints:
+    """Asks for as many points as the plan wants; one request at a time, each with its key."""
+
+    effects = ("lease", "renew")
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        base, ceiling = EMPTY_PAUSE_S["local" if desk.is_local else "shared"]
+        self._empty = Backoff(desk.rng, base_s=base, ceiling_s=ceiling)
+        self._failed = Backoff(desk.rng, base_s=1.0, ceiling_s=300.0)
+        self._asking: Ask | None = None
+        self._renewing = False
+        self._renewed_at = float("-inf")
+        self._deliveries_told = 0
+        self._asked_after = -1
+        self.wanted = 0
+        self.unleased = 0
+        self._said_nothing_more = False
+
+    @property
+    def nothing_more(self) -> bool:
+        """Whether the service, asked after our last delivery, had nothing more."""
+        return self._said_nothing_more and self._asked_after == self._deliveries_told
+
+    def delivered(self) -> None:
+        """Results were told: the service may have new points because of them."""
+        self._deliveries_told += 1
+        self._empty.succeeded()
+
+    def take(self, finished: Finished) -> None:
+        ask = None
+        if finished.name == "renew":
+            self._renewing = False
+        else:
+            ask, self._asking = self._asking, None
+        if finished.error is not None:
+            self._take_error(finished.error)
+            return
+        self._desk.problems.clear("central")
+        self._failed.succeeded()
+        if isinstance(finished.result, LeaseReply) and ask is not None:
+            self._take_points(ask, finished.result)
+        elif isinstance(finished.result, LeaseStanding):
+            self._take_standing(finished.result)
+
+    def step(self) -> bool:
+        now = self._desk.clock.monotonic()
+        if self._failed.due_in(now) > 0:
+            return False
+        changed = False
+        if not self._renewing and self._renewal_left(now) <= 0:
+            changed = self._renew()
+        if self._asking is None and self._empty.due_in(now) <= 0:
+            changed = self._ask() or changed
+        return changed
+
+    def due_in(self) -> float | None:
+        now = self._desk.clock.monotonic()
+        waits = [self._renewal_left(now)] if not self._renewing else []
+        if self._asking is None and self.wanted > 0:
+            waits.append(self._empty.due_in(now))
+        if not waits:
+            return None
+        return max(min(waits), self._failed.due_in(now), 0.01)
+
+    def _renewal_left(self, now: float) -> float:
+        expiry = self._desk.store.leases.shortest_expiry_s()
+        if expiry is None:
+            return 3600.0
+        return self._renewed_at + expiry / RENEWALS_PER_EXPIRY - now
+
+    def _renew(self) -> bool:
+        desk = self._desk
+        leases = desk.store.leases.to_renew()
+        self._renewed_at = desk.clock.monotonic()
+        if not leases:
+            return False
+        self._renewing = True
+        desk.effects.start("renew", lambda: desk.central.renew(leases), lane="central")
+        return True
+
+    def _ask(self) -> bool:
+        desk = self._desk
+        open_asks = desk.store.leases.open_asks()
+        if open_asks:
+            ask = open_asks[0]  # of a failed call or an earlier run: the same key, the same answer
+        elif self.wanted > 0 and not desk.stopping:
+            ask = self._new_ask(self.wanted)
+        else:
+            return False
+        request = LeaseRequest(
+            key=ask.key,
+            harvester=desk.harvester,
+            site=desk.site.name,
+            points=ask.points,
+            known_payloads=desk.store.leases.known_payloads(),
+        )
+        self._asking = ask
+        self._asked_after = self._deliveries_told
+        desk.effects.start("lease", lambda: desk.central.lease(request), lane="central")
+        return True
+
+    def _new_ask(self, points: int) -> Ask:
+        desk = self._desk
+        number = desk.store.leases.asked() + 1
+        ask = Ask(f"{desk.spool_id}-{desk.lease.epoch}-{number}", points)
+        desk.journal.record("lease_asked", {"key": ask.key, "points": ask.points})
+        desk.journal.commit()
+        return ask
+
+    def _take_error(self, error: Exception) -> None:
+        self._failed.failed(self._desk.clock.monotonic())
+        report_central(self._desk, error)
+
+    def _take_points(self, ask: Ask, reply: LeaseReply) -> None:
+        desk = self._desk
+        for payload in reply.payloads:
+            desk.journal.record("payload", to_fields(payload))
+        known = {*desk.store.leases.known_payloads(), *(spec.payload_id for spec in reply.payloads)}
+        taken = sum(self._take_point(point, known) for point in reply.points)
+        desk.journal.record("lease_answered", {"key": ask.key})
+        self.unleased = reply.waiting
+        self._said_nothing_more = not (reply.points or reply.more or reply.waiting)
+        self.wanted = 0
+        desk.plan_wanted = True
+        if reply.points:
+            self._empty.succeeded()
+            log.info("Leased points. points=%s waiting=%s key=%s", taken, reply.waiting, ask.key)
+        else:
+            self._empty.failed(desk.clock.monotonic())
+
+    def _take_point(self, point: LeasedPoint, known: set[str]) -> bool:
+        if point.payload_id not in known:
+            what = f"lease {point.lease} names payload {point.payload_id}, which was never defined"
+            self._desk.problems.report("payload", what, "report this fault of the service")
+            return False
+        fields = {name: getattr(point, name) for name in LeasedPoint.__dataclass_fields__}
+        try:
+            self._desk.journal.record("leased", fields)
+        except RecordTooLarge:
+            what = f"the parameters of point {point.point} of task {point.task} are over 60 KiB"
+            self._desk.problems.report(f"point.{point.lease}", what, "make its parameters smaller")
+            return False
+        return True
+
+    def _take_standing(self, standing: LeaseStanding) -> None:
+        journal = self._desk.journal
+        if standing.gone:
+            log.warning("Leases are gone. leases=%s", ",".join(standing.gone))
+            journal.record("lease_gone", {"leases": list(standing.gone)})
+        stop_leases(self._desk, standing.stop)
+
+
+def stop_leases(desk: Desk, stop: Mapping[LeaseId, str]) -> None:
+    """Record which leases the service wants stopped; what follows is the settling step's."""
+    for lease, why in stop.items():
+        if desk.store.leases.knows(lease) and desk.store.leases.get(lease).stop is None:
+            log.info("The service stops a point. lease=%s why=%s", lease, why)
+            desk.journal.record("lease_stop", {"lease": lease, "why": why})
+
+
+def report_central(desk: Desk, error: Exception) -> None:
+    """Report that the central service failed us."""
+    if not isinstance(error, HarvesterError):
+        log.error("Unexpected failure of a call to the central service. error=%r", error)
+    cure = (
+        "renew the token; results are kept until then"
+        if isinstance(error, CredentialsRefused)
+        else "see whether the service runs; results are kept until it does"
+    )
+    desk.problems.report("central", f"the central service: {error}", cure)

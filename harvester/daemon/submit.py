@@ -1,0 +1,232 @@
+"""The step that brings planned allocations to the batch system, and takes queued ones back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from harvester import ids
+from harvester.batch.port import BatchJob
+from harvester.daemon.budgets import Backoff
+from harvester.daemon.desk import Desk
+from harvester.daemon.watch_batch import WatchBatch
+from harvester.effects import Finished
+from harvester.errors import Fenced, StorageUnavailable, SubmissionRefused
+from harvester.model import AllocationState, JobId, Tag
+from harvester.planning.facts import NewAllocation
+from harvester.site import Queue
+from harvester.store.allocations import AllocationRow
+from harvester.store.positions import Position
+from payload_runner.protocol import AllocationPlan, dump_json
+
+log = logging.getLogger(__name__)
+
+
+class Submit:
+    """Everything of an allocation is on disk, and the intent in the ledger, before the command."""
+
+    effects = ("submit", "cancel")
+
+    def __init__(self, desk: Desk, watch: WatchBatch) -> None:
+        self._desk = desk
+        self._watch = watch
+        self._refused = Backoff(desk.rng, base_s=60.0, ceiling_s=3600.0)
+
+    def may_submit(self) -> bool:
+        """Whether nothing but the budgets stands against a submission now."""
+        now = self._desk.clock.monotonic()
+        restrained = max(self._refused.due_in(now), self._watch.duds.due_in(now)) > 0
+        return self._watch.breaker.allows_submission and self._watch.is_fresh and not restrained
+
+    def plan(self, wanted: Iterable[NewAllocation]) -> bool:
+        """Record allocations as planned; they are submitted by the next ``step``."""
+        desk = self._desk
+        planned = False
+        for new in wanted:
+            tag = ids.new_tag(desk.spool_id, desk.rng, self._is_taken)
+            desk.journal.record(
+                "planned",
+                {
+                    "tag": tag,
+                    "queue": new.queue,
+                    "nodes": new.nodes,
+                    "walltime_s": new.walltime_s,
+                    "gpus_per_node": desk.site.node.gpus,
+                    "why": new.why,
+                },
+            )
+            desk.journal.commit()
+            planned = True
+        return planned
+
+    def cancel(self, wanted: Iterable[tuple[Tag, str]]) -> bool:
+        """Ask the batch system to end allocations that nobody needs."""
+        desk = self._desk
+        cancelled = False
+        for tag, why in wanted:
+            row = desk.store.allocations.get(tag)
+            if row.cancel == 0 and row.job_id is not None:
+                desk.journal.record("cancel_intent", {"tags": [tag], "why": why})
+                log.info("Cancel an allocation. tag=%s job=%s why=%s", tag, row.job_id, why)
+                cancelled = True
+        desk.journal.commit()
+        return cancelled
+
+    def take(self, finished: Finished) -> None:
+        kind, _, name = finished.name.partition(":")
+        tag = Tag(name)
+        if kind == "cancel":
+            self._take_cancel(tag, finished)
+        else:
+            self._take_submission(tag, finished)
+
+    def step(self) -> bool:
+        changed = False
+        if self._desk.stopping:
+            return changed
+        for row in self._desk.store.allocations.not_ended():
+            if row.state is AllocationState.PLANNED and self.may_submit():
+                self._submit(row)
+                changed = True
+            elif row.cancel == 1 and row.job_id is not None:
+                changed = self._send_cancel(row.tag, row.job_id) or changed
+        return changed
+
+    def due_in(self) -> float | None:
+        now = self._desk.clock.monotonic()
+        wait = max(self._refused.due_in(now), self._watch.duds.due_in(now))
+        return wait if wait > 0 else None
+
+    def _submit(self, row: AllocationRow) -> None:
+        desk = self._desk
+        tag = row.tag
+        job = batch_job(desk, row)
+        self._write_allocation(row, job)
+        desk.journal.record("submit_intent", {"tag": tag})
+        desk.journal.commit()
+        desk.store.spendings.add("submission", desk.clock.now())
+        desk.submitting.add(tag)
+        script = desk.spool.allocation(tag).script
+
+        def submit() -> JobId:
+            desk.lease.check()
+            return desk.batch.submit(job, script)
+
+        deadline = 2 * desk.site.budgets.command_timeout_s
+        desk.effects.start(f"submit:{tag}", submit, lane="batch", deadline_s=deadline)
+
+    def _write_allocation(self, row: AllocationRow, job: BatchJob) -> None:
+        desk = self._desk
+        paths = desk.spool.allocation(row.tag)
+        try:
+            desk.files.make_dir(paths.root)
+            desk.files.replace(paths.plan, dump_json(allocation_plan(desk, row)))
+            desk.files.replace(paths.script, desk.batch.render(job).encode())
+        except OSError as error:
+            raise StorageUnavailable(f"{paths.root}: {error}") from error
+        desk.orders.open(row.tag, Position())
+        desk.journal.commit_orders()
+
+    def _take_submission(self, tag: Tag, finished: Finished) -> None:
+        desk = self._desk
+        desk.submitting.discard(tag)
+        error = finished.error
+        if error is None:
+            desk.journal.record("submitted", {"tag": tag, "job_id": str(finished.result)})
+            desk.problems.clear("submission")
+            self._refused.succeeded()
+            row = desk.store.allocations.get(tag)
+            log.info(
+                "Submitted an allocation. tag=%s job=%s nodes=%s walltime_s=%g why=%s",
+                tag,
+                finished.result,
+                row.nodes,
+                row.walltime_s,
+                row.why,
+            )
+        elif isinstance(error, (SubmissionRefused, Fenced)):
+            self._take_refusal(tag, error)
+        else:
+            # Perhaps it was taken: only a look at the batch system tells (rule 10).
+            self._watch.submission_failed(error)
+        desk.plan_wanted = True
+
+    def _take_refusal(self, tag: Tag, error: Exception) -> None:
+        desk = self._desk
+        desk.journal.record("submit_failed", {"tag": tag, "reason": str(error)[:1000]})
+        desk.orders.forget(tag)
+        if isinstance(error, SubmissionRefused):
+            self._refused.failed(desk.clock.monotonic())
+            cure = "compare queue, account and limits of the site file with the centre's"
+            desk.problems.report("submission", f"the batch system refuses {tag}: {error}", cure)
+
+    def _send_cancel(self, tag: Tag, job_id: JobId) -> bool:
+        desk = self._desk
+        if tag in desk.cancelling or self._watch.breaker.due_in(desk.clock.monotonic()) > 0:
+            return False
+        desk.cancelling.add(tag)
+
+        def cancel() -> None:
+            desk.lease.check()
+            desk.batch.cancel([job_id])
+
+        desk.effects.start(f"cancel:{tag}", cancel, lane="batch")
+        return True
+
+    def _take_cancel(self, tag: Tag, finished: Finished) -> None:
+        self._desk.cancelling.discard(tag)
+        if finished.error is None:
+            self._desk.journal.record("cancelled", {"tags": [tag]})
+        elif not isinstance(finished.error, Fenced):
+            self._watch.submission_failed(finished.error)
+
+    def _is_taken(self, tag: Tag) -> bool:
+        return self._desk.store.allocations.state(tag) is not None
+
+
+def allocation_plan(desk: Desk, row: AllocationRow) -> AllocationPlan:
+    """What the runner of an allocation is to know."""
+    site, runner = desk.site, desk.site.runner
+    return AllocationPlan(
+        tag=row.tag,
+        spool_id=desk.spool_id,
+        nodes=row.nodes,
+        node=site.node,
+        walltime_s=row.walltime_s,
+        batch_system=site.batch_system,
+        launcher=runner.launcher,
+        transport=runner.transport,
+        filesystem=site.filesystem,
+        node_local_dir=runner.node_local_dir,
+        drain_margin_s=runner.drain_margin_s,
+        idle_exit_s=runner.idle_exit_s,
+        container_runtime=site.container_runtime,
+        image_dir=site.image_dir,
+        environment=runner.environment,
+    )
+
+
+def batch_job(desk: Desk, row: AllocationRow) -> BatchJob:
+    """The job that an allocation becomes."""
+    site = desk.site
+    queue = _queue(site.queues, row.queue)
+    command = (site.runner.python, str(desk.runner), "lead", str(desk.spool.root), str(row.tag))
+    return BatchJob(
+        tag=row.tag,
+        nodes=row.nodes,
+        walltime_s=row.walltime_s,
+        directory=desk.spool.allocation(row.tag).root,
+        command=command,
+        queue=row.queue,
+        account=site.account,
+        gpus_per_node=site.node.gpus,
+        cores_per_node=site.node.cores,
+        memory_mb_per_node=site.node.memory_mb,
+        warn_s=site.runner.drain_margin_s,
+        directives=(*site.directives, *(queue.directives if queue else ())),
+        prologue=site.runner.prologue,
+    )
+
+
+def _queue(queues: Iterable[Queue], name: str) -> Queue | None:
+    return next((queue for queue in queues if queue.name == name), None)
