@@ -21,7 +21,6 @@ transport is taken is decided in ``joining``.
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 import socket
 from dataclasses import dataclass
@@ -182,7 +181,7 @@ def runner_command(main_file: str, python: str) -> Tuple[str, ...]:
 
     ``main_file``: the file of the running ``__main__`` module.
     """
-    parent = os.path.dirname(os.path.abspath(main_file))
-    if os.path.isfile(parent):  # inside a zipapp the "directory" is the archive
-        return (python, parent)
+    for parent in Path(main_file).absolute().parents:
+        if parent.is_file():  # inside a zipapp a "directory" is the archive
+            return (python, str(parent))
     return (python, "-m", "payload_runner")

@@ -1,0 +1,112 @@
+"""What the leader remembers of attempts and of its nodes' health. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Set, Tuple
+
+from payload_runner.placement import Request, Slot
+from payload_runner.protocol import Order, PayloadSpec
+
+# So many different points that die within so many seconds, and none that succeeds, condemn a node.
+QUICK_FAILURES = 3
+QUICK_S = 10.0
+
+Fields = Dict[str, Any]  # of a record; Any because it is JSON
+
+
+@dataclass
+class Live:
+    """An attempt that was given to its nodes and has not ended."""
+
+    order: Order
+    slots: Tuple[Slot, ...]
+    since: float
+    announced: bool = False
+    verdict: Optional[Fields] = None  # the first end that was no success
+    ends: Dict[int, Fields] = field(default_factory=dict)  # by node
+
+    @property
+    def nodes(self) -> Tuple[int, ...]:
+        """In rank order; the first one speaks for the attempt."""
+        return tuple(slot.node for slot in self.slots)
+
+    def outstanding(self) -> Tuple[int, ...]:
+        """Nodes that have not told its end."""
+        return tuple(node for node in self.nodes if node not in self.ends)
+
+    def end_on(self, node: int, fields: Fields) -> bool:
+        """Note a node's end; whether it is the first bad one, so that the others have to stop."""
+        self.ends[node] = fields
+        if self.verdict is None and fields.get("state") != "succeeded":
+            self.verdict = fields
+            return True
+        return False
+
+    def outcome(self) -> Fields:
+        """The one end made of all: the first bad one, else that of the first node."""
+        first = self.ends[self.nodes[0]]
+        if self.verdict is None or self.verdict is first:
+            return first
+        progress = bool(first.get("progress") or self.verdict.get("progress"))
+        return {**self.verdict, "progress": True} if progress else self.verdict
+
+
+def request_for(order: Order, spec: PayloadSpec) -> Request:
+    """What placement needs to know of an order."""
+    return Request(
+        order.attempt,
+        spec.shape,
+        spec.expected_s if order.expected_s is None else order.expected_s,
+        spec.checkpoint is not None,
+        order.priority,
+    )
+
+
+def gpu_names(slots: Tuple[Slot, ...]) -> Tuple[str, ...]:
+    """The GPUs of an attempt as events name them: ``host:index`` or ``host:index/share``."""
+    names = []
+    for slot, host in zip(slots, slots[0].hosts):
+        for gpu in slot.gpus:
+            share = "" if gpu.share == 1.0 else f"/{gpu.share:g}"
+            names.append(f"{host}:{gpu.index}{share}")
+    return tuple(names)
+
+
+class Health:
+    """Which nodes let payloads die at once."""
+
+    def __init__(self) -> None:
+        self._good: Set[int] = set()
+        self._condemned: Set[int] = set()
+        self._quick: Dict[int, Set[str]] = {}
+        self._own: Dict[int, Set[str]] = {}
+
+    def ended(self, node: int, point: str, fields: Fields) -> Optional[str]:
+        """Note an end; why the node should get nothing more; told once."""
+        if fields.get("state") == "succeeded":
+            self._good.add(node)
+            self._quick.pop(node, None)
+            self._own.pop(node, None)
+            return None
+        if fields.get("state") != "failed" or node in self._good | self._condemned:
+            return None
+        if fields.get("blame") == "node":
+            self._own.setdefault(node, set()).add(point)
+        if float(fields.get("duration_s") or 0.0) < QUICK_S:
+            self._quick.setdefault(node, set()).add(point)
+        sentence = self._sentence(node, str(fields.get("reason")))
+        if sentence is not None:
+            self._condemned.add(node)
+        return sentence
+
+    def _sentence(self, node: int, last: str) -> Optional[str]:
+        if len(self._own.get(node, ())) >= QUICK_FAILURES:
+            return f"{QUICK_FAILURES} payloads could not run on it; the last: {last}"
+        elsewhere = bool(self._good - {node})
+        if elsewhere and len(self._quick.get(node, ())) >= QUICK_FAILURES:
+            return (
+                f"{QUICK_FAILURES} points died on it within {QUICK_S:g} s each while others "
+                f"succeed elsewhere; the last: {last}"
+            )
+        return None

@@ -1,0 +1,390 @@
+"""The leader's decisions, without files, agents or a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from payload_runner.conductor import Conductor
+from payload_runner.incarnation import History
+from payload_runner.logfile import Record
+from payload_runner.protocol import (
+    AllocationPlan,
+    CheckpointRule,
+    NodeShape,
+    PayloadSpec,
+    Shape,
+    parse_event,
+    to_fields,
+)
+
+PLAN = AllocationPlan(
+    tag="haaaaa-bbbbbb",
+    spool_id="aaaaa",
+    nodes=2,
+    node=NodeShape(gpus=2, cores=4),
+    walltime_s=1000,
+    batch_system="local",
+    filesystem="local",
+    idle_exit_s=50.0,
+)
+SPEC = PayloadSpec("p1", "true", checkpoint=CheckpointRule(("ckpt",)))
+
+
+@dataclass
+class Desk:
+    """A conductor with its events and messages on the table."""
+
+    plan: AllocationPlan = PLAN
+    history: History = field(default_factory=History)
+    now: float = 100.0
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    sent: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    seq: int = 0
+
+    def __post_init__(self) -> None:
+        self.conductor = Conductor(
+            self.plan,
+            self.history,
+            self.emit,
+            lambda node, kind, fields: self.sent.append((node, kind, fields)),
+            now=self.now,
+            end=self.now + self.plan.walltime_s,
+        )
+
+    def emit(self, kind: str, fields: dict[str, Any], *, urgent: bool = False) -> None:
+        if kind != "heartbeat":
+            self.events.append((kind, fields))
+        assert parse_event(kind, fields) is not None
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.seq += 1
+        self.conductor.order(Record(self.seq, kind, 0.0, fields, 0, 0), self.now)
+
+    def order(self, *attempts: str, payload: str = "p1", **more: Any) -> None:
+        for attempt in attempts:
+            point = attempt.split(".")[1]
+            fields = {"task": "1", "point": point, "payload_id": payload, "parameters": {}}
+            self.tell("order", attempt=attempt, **fields, **more)
+
+    def join(self, *nodes: int) -> None:
+        for node in nodes:
+            shape = to_fields(self.plan.node)
+            hello = {"node": node, "host": f"n{node}", "shape": shape, "pid": 1}
+            self.conductor.message(node, "hello", hello, self.now)
+
+    def turn(self, passed: float = 0.0) -> None:
+        self.now += passed
+        self.conductor.turn(self.now)
+
+    def end(self, node: int, attempt: str, state: str = "succeeded", **more: Any) -> None:
+        fields = {"attempt": attempt, "state": state, **more}
+        self.conductor.message(node, "attempt_ended", fields, self.now)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [fields for found, fields in self.events if found == kind]
+
+    def runs(self) -> list[tuple[int, str]]:
+        return [(n, f["order"]["attempt"]) for n, kind, f in self.sent if kind == "run"]
+
+    def leaving(self) -> str | None:
+        return self.conductor.leaving(self.now)
+
+
+def working(spec: PayloadSpec = SPEC, plan: AllocationPlan = PLAN) -> Desk:
+    desk = Desk(plan)
+    desk.tell("define", **to_fields(spec))
+    desk.join(*range(plan.nodes))
+    desk.turn()
+    return desk
+
+
+def ids(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"1.{number}.1.1" for number in numbers)
+
+
+def test_the_definition_goes_to_a_node_once_and_before_its_first_run() -> None:
+    desk = working()
+    desk.order(*ids(1, 2, 3))
+    desk.turn()
+    assert [(node, kind) for node, kind, _ in desk.sent] == [
+        (0, "define"),
+        (0, "run"),
+        (0, "run"),
+        (1, "define"),
+        (1, "run"),
+    ]
+    assert desk.sent[1][2]["remaining_s"] == pytest.approx(1000 - 60 - 40)
+
+
+def test_work_begins_when_all_have_joined_or_five_seconds_after_the_first() -> None:
+    desk = Desk()
+    desk.tell("define", **to_fields(SPEC))
+    desk.order(*ids(1))
+    desk.join(1)
+    desk.turn()
+    assert desk.runs() == []
+    desk.turn(5.0)
+    assert desk.runs() == [(1, "1.1.1.1")]
+    assert desk.of("allocation_started")[0]["nodes"] == ["n1"]
+    desk.join(0)
+    desk.order(*ids(2, 3))
+    desk.turn()
+    assert (0, "1.3.1.1") in desk.runs()
+
+
+def test_a_node_that_never_comes_is_lost_after_two_minutes() -> None:
+    desk = Desk()
+    desk.join(0)
+    desk.turn(121)
+    assert [fields["node"] for fields in desk.of("node_lost")] == ["1"]
+    assert desk.leaving() is None
+
+
+def test_an_ended_attempt_ordered_again_is_answered_with_its_outcome() -> None:
+    desk = working()
+    desk.order(*ids(1))
+    desk.turn()
+    desk.end(0, "1.1.1.1", loss=0.5, stdout="much")
+    desk.order(*ids(1))
+    desk.turn()
+    assert len(desk.runs()) == 1
+    assert [fields["loss"] for fields in desk.of("attempt_ended")] == [0.5, 0.5]
+
+
+def test_a_snapshot_repeating_what_waits_or_runs_changes_nothing() -> None:
+    desk = working()
+    desk.order(*ids(1, 2, 3, 4, 5))
+    desk.turn()
+    desk.order(*ids(1, 2, 3, 4, 5))
+    desk.turn(2)
+    assert len(desk.runs()) == 4
+
+
+def test_what_an_earlier_start_of_the_job_began_is_preempted_and_never_runs_again() -> None:
+    history = History({"1.1.1.1": None, "1.2.1.1": None}, {})
+    ended = {"attempt": "1.2.1.1", "state": "succeeded", "loss": 1.0}
+    history.outcomes["1.2.1.1"] = ("attempt_ended", ended)
+    desk = Desk(history=history)
+    desk.tell("define", **to_fields(SPEC))
+    desk.join(0, 1)
+    desk.order(*ids(1, 2, 3))
+    desk.turn()
+    assert desk.runs() == [(0, "1.3.1.1")]
+    states = [(fields["attempt"], fields["state"]) for fields in desk.of("attempt_ended")]
+    assert states == [
+        ("1.1.1.1", "preempted"),
+        ("1.1.1.1", "preempted"),
+        ("1.2.1.1", "succeeded"),
+    ]
+
+
+def test_stopping_a_waiting_attempt_ends_it_and_a_running_one_is_told() -> None:
+    desk = working()
+    desk.order(*ids(1, 2, 3, 4, 5))
+    desk.turn()
+    for attempt in ids(1, 5):
+        desk.tell("stop", attempt=attempt, outcome="pruned", reason="no hope")
+    assert desk.of("attempt_ended") == [
+        {"attempt": "1.5.1.1", "state": "pruned", "reason": "no hope"}
+    ]
+    told = [(node, fields["attempt"]) for node, kind, fields in desk.sent if kind == "stop"]
+    assert told == [(0, "1.1.1.1")]
+
+
+def test_a_lost_node_fails_what_ran_there_and_the_rest_goes_on() -> None:
+    desk = working()
+    desk.order(*ids(1, 2, 3, 4))
+    desk.turn()
+    desk.end(0, "1.1.1.1")
+    desk.conductor.node_lost(0, "its agent was killed by SIGKILL", desk.now)
+    desk.turn()
+    assert desk.of("node_lost") == [{"node": "n0", "reason": "its agent was killed by SIGKILL"}]
+    (_, lost) = desk.of("attempt_ended")
+    assert (lost["attempt"], lost["state"], lost["blame"]) == ("1.2.1.1", "failed", "node")
+    desk.end(0, "1.2.1.1")  # a word from beyond
+    assert len(desk.of("attempt_ended")) == 2
+    desk.end(1, "1.3.1.1")
+    assert desk.leaving() is None
+
+
+def test_the_loss_of_every_node_is_the_end() -> None:
+    desk = working()
+    desk.order(*ids(1))
+    desk.turn()
+    for node in (0, 1):
+        desk.conductor.node_lost(node, "gone", desk.now)
+    assert desk.leaving() == "every node is lost"
+
+
+GROUP = PayloadSpec(
+    "p1", "true", shape=Shape(nodes_min=2, nodes_max=2, gpus_per_node=2, start="processes")
+)
+
+
+def test_the_ends_of_a_payload_on_two_nodes_become_one() -> None:
+    desk = working(GROUP)
+    desk.order(*ids(1), expected_s=10.0)
+    desk.turn()
+    for node in (1, 0):
+        started = {"attempt": "1.1.1.1", "nodes": [f"n{node}"]}
+        desk.conductor.message(node, "attempt_started", started, desk.now)
+    assert desk.of("attempt_started") == [
+        {"attempt": "1.1.1.1", "nodes": ["n0", "n1"], "gpus": ["n0:0", "n0:1", "n1:0", "n1:1"]}
+    ]
+    desk.end(1, "1.1.1.1")
+    assert desk.of("attempt_ended") == []
+    desk.end(0, "1.1.1.1", loss=0.25)
+    assert [fields["loss"] for fields in desk.of("attempt_ended")] == [0.25]
+
+
+def test_the_first_failure_of_a_payload_on_two_nodes_stops_the_others_and_is_its_end() -> None:
+    desk = working(GROUP)
+    desk.order(*ids(1), expected_s=10.0)
+    desk.turn()
+    desk.end(1, "1.1.1.1", "failed", blame="point", reason="exit code 3")
+    assert [(n, kind) for n, kind, _ in desk.sent][-1] == (0, "stop")
+    desk.end(0, "1.1.1.1", "cancelled", progress=True)
+    (ended,) = desk.of("attempt_ended")
+    assert (ended["state"], ended["reason"], ended["progress"]) == ("failed", "exit code 3", True)
+
+
+def test_at_the_drain_point_what_waits_is_handed_back_and_what_runs_is_told_to_stop() -> None:
+    desk = working()
+    desk.order(*ids(1, 2, 3, 4, 5))
+    desk.turn()
+    desk.turn(1000 - 60 - 40)
+    assert desk.of("draining") == [{"reason": "the walltime ends"}]
+    assert desk.of("handed_back") == [{"attempts": ["1.5.1.1"], "reason": "the walltime ends"}]
+    drains = [(n, f["outcome"], f["remaining_s"]) for n, k, f in desk.sent if k == "drain"]
+    assert sorted(drains) == [(0, "timed_out", 40.0), (1, "timed_out", 40.0)]
+    for node, attempt in zip((0, 0, 1, 1), ids(1, 2, 3, 4), strict=True):
+        assert desk.leaving() is None
+        desk.end(node, attempt, "timed_out", blame="walltime")
+    assert desk.leaving() == "the walltime ends"
+
+
+def test_what_outlasts_the_drain_is_given_up_before_the_job_is_killed() -> None:
+    desk = working()
+    desk.order(*ids(1))
+    desk.turn()
+    desk.turn(900)
+    desk.turn(44)
+    assert desk.of("attempt_ended") == []
+    desk.turn(1.1)
+    (ended,) = desk.of("attempt_ended")
+    assert (ended["state"], ended["blame"]) == ("timed_out", "walltime")
+    assert desk.leaving() == "the walltime ends"
+
+
+def test_an_ordered_drain_lets_what_runs_finish_and_now_ends_it() -> None:
+    desk = working()
+    desk.order(*ids(1))
+    desk.turn()
+    desk.tell("drain", reason="maintenance", now=False)
+    assert [kind for _, kind, _ in desk.sent if kind == "drain"] == []
+    assert desk.leaving() is None
+    desk.tell("drain", reason="maintenance", now=True)
+    (drain, _) = [fields for _, kind, fields in desk.sent if kind == "drain"]
+    assert (drain["outcome"], drain["remaining_s"]) == ("preempted", 40.0)
+    desk.order(*ids(2))
+    assert desk.of("handed_back") == [{"attempts": ["1.2.1.1"], "reason": "maintenance"}]
+
+
+def test_it_leaves_when_idle_too_long_or_when_closed_and_done() -> None:
+    desk = working()
+    desk.turn(49)
+    assert desk.leaving() is None
+    desk.order(*ids(1))
+    desk.turn()
+    desk.end(0, "1.1.1.1")
+    desk.turn(49)
+    assert desk.leaving() is None
+    desk.turn(1)
+    assert desk.leaving() == "there was nothing to do for 50 s"
+    desk = working()
+    desk.tell("close")
+    assert desk.leaving() == "everything ordered is done and no more orders will come"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"attempt": "1.1.1.1"}, "its order cannot be read"),
+        (
+            {
+                "attempt": "1.1.1.1",
+                "task": "1",
+                "point": "1",
+                "payload_id": "p9",
+                "parameters": 1,
+            },
+            "payload 'p9' was never defined",
+        ),
+    ],
+)
+def test_an_order_that_makes_no_sense_fails_and_blames_the_site(
+    fields: Mapping[str, Any], reason: str
+) -> None:
+    desk = working()
+    desk.tell("order", **fields)
+    (ended,) = desk.of("attempt_ended")
+    assert (ended["state"], ended["blame"]) == ("failed", "site")
+    assert reason in ended["reason"]
+
+
+def test_a_node_on_which_unlike_points_die_at_once_is_quarantined() -> None:
+    desk = working()
+    number = 0
+    while not desk.of("node_quarantined") and number < 20:
+        desk.order(*ids(*range(number, number + 4)))
+        number += 4
+        desk.turn()
+        for node, attempt in desk.runs()[-4:]:
+            bad = {"state": "failed", "blame": "point", "reason": "exit code 1"}
+            desk.end(node, attempt, **(bad if node == 0 else {}), duration_s=1.0)
+        desk.turn()
+    (found,) = desk.of("node_quarantined")
+    assert found["node"] == "n0"
+    before = len(desk.runs())
+    desk.order(*ids(100, 101))
+    desk.turn()
+    assert {node for node, _ in desk.runs()[before:]} == {1}
+
+
+def test_points_that_fail_everywhere_condemn_no_node() -> None:
+    desk = working()
+    for number in range(0, 40, 4):
+        desk.order(*ids(*range(number, number + 4)))
+        desk.turn()
+        for node, attempt in desk.runs()[-4:]:
+            desk.end(node, attempt, "failed", blame="point", reason="no", duration_s=0.1)
+    assert desk.of("node_quarantined") == []
+
+
+def test_slot_seconds_add_up_what_was_there_and_what_was_used() -> None:
+    desk = working()
+    desk.order(*ids(1))
+    desk.turn()
+    desk.turn(10)
+    desk.end(0, "1.1.1.1")
+    desk.turn(30)
+    desk.conductor.finish("done", desk.now)
+    assert desk.of("allocation_ended") == [
+        {"reason": "done", "slot_seconds": 160.0, "busy_slot_seconds": 10.0}
+    ]
+
+
+def test_output_of_an_ended_attempt_is_relayed_once_when_asked_for() -> None:
+    desk = working()
+    desk.order(*ids(1))
+    desk.turn()
+    desk.end(0, "1.1.1.1")
+    desk.end(0, "1.1.1.1", stdout="not asked for")
+    desk.tell("send_output", attempt="1.1.1.1")
+    assert desk.sent[-1] == (0, "send_output", {"attempt": "1.1.1.1"})
+    desk.end(0, "1.1.1.1", stdout="here")
+    assert [fields.get("stdout") for fields in desk.of("attempt_ended")] == [None, "here"]
