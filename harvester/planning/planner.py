@@ -95,10 +95,9 @@ def _points_to_lease(
     nodes += [chosen.nodes for chosen in submit]
     if not nodes:
         # The shape of what comes is not known before the first lease: hold enough for one
-        # allocation of the first kind that the site offers.
-        if facts.submissions_left <= 0 or not bins:
-            return 0
-        nodes = [bins[0].nodes_max]
+        # allocation of the first kind that the site offers. Also while nothing may be submitted:
+        # only points that wait make it worth asking the batch system whether it is well again.
+        nodes = [bins[0].nodes_max] if bins else []
     wanted = math.ceil(sum(_slots(facts, count) for count in nodes) * _lookahead(facts))
     held = len(facts.waiting) + sum(
         len(found.ordered) + len(found.running) for found in facts.allocations

@@ -209,8 +209,12 @@ def test_lookahead_is_kept_over_all_slots_in_flight() -> None:
     assert found.lease == 2 * (4 + 4) - (1 + 4)
 
 
-def test_nothing_is_leased_while_nothing_could_be_submitted() -> None:
-    assert plan(facts(submissions_left=0)).lease == 0
+def test_points_are_leased_before_the_batch_system_is_known_to_be_well() -> None:
+    assert plan(facts(submissions_left=0)).lease == 2 * 8 * 4
+
+
+def test_nothing_is_leased_where_no_queue_could_take_it() -> None:
+    assert plan(facts(site=site((1, 2, 100.0)))).lease == 0
 
 
 def test_a_stopped_spool_gets_nothing_new() -> None:
