@@ -207,7 +207,7 @@ class Round:
             Settle(desk),
             points,
             inputs,
-            MakePlan(desk, plan, self._watch, points, inputs, submit),
+            MakePlan(desk, plan, points, inputs, submit),
             submit,
             Deliver(desk, points),
         )

@@ -10,7 +10,6 @@ from harvester.daemon.facts import Outlook, expected_s, gather_facts, learned_du
 from harvester.daemon.inputs import FetchInputs
 from harvester.daemon.points import LeasePoints
 from harvester.daemon.submit import Submit
-from harvester.daemon.watch_batch import WatchBatch
 from harvester.effects import Finished
 from harvester.model import Attempt, AttemptId, AttemptState, PayloadSpec, Tag, TaskId
 from harvester.planning.facts import Plan, PlanInput
@@ -34,14 +33,12 @@ class MakePlan:
         self,
         desk: Desk,
         plan: Callable[[PlanInput], Plan],
-        watch: WatchBatch,
         points: LeasePoints,
         inputs: FetchInputs,
         submit: Submit,
     ) -> None:
         self._desk = desk
         self._plan = plan
-        self._watch = watch
         self._points = points
         self._inputs = inputs
         self._submit = submit
@@ -63,8 +60,6 @@ class MakePlan:
         facts = gather_facts(desk, self._outlook())
         self.plan = plan = self._plan(facts)
         self._points.wanted = plan.lease
-        if facts.waiting and not self._watch.is_fresh:
-            self._watch.want_look()
         changed = self._order(plan.orders)
         changed = self._close(plan.close) or changed
         changed = self._submit.plan(plan.submit) or changed
@@ -82,7 +77,7 @@ class MakePlan:
         return Outlook(
             unleased=self._points.unleased,
             nothing_more=self._points.nothing_more,
-            may_submit=self._submit.may_submit(),
+            may_submit=self._submit.may_plan(),
             durations=self._durations,
         )
 

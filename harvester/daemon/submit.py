@@ -32,16 +32,27 @@ class Submit:
         self._watch = watch
         self._refused = Backoff(desk.rng, base_s=60.0, ceiling_s=3600.0)
 
-    def may_submit(self) -> bool:
-        """Whether nothing but the budgets stands against a submission now."""
+    def may_plan(self) -> bool:
+        """Whether submissions make sense: no outage, no refusal, no series of dead allocations."""
         now = self._desk.clock.monotonic()
         restrained = max(self._refused.due_in(now), self._watch.duds.due_in(now)) > 0
-        return self._watch.breaker.allows_submission and self._watch.is_fresh and not restrained
+        return self._watch.breaker.open_since is None and not restrained
+
+    def may_submit(self) -> bool:
+        """Whether a sound and recent look at the batch system allows a submission now."""
+        return self.may_plan() and self._watch.breaker.allows_submission and self._watch.is_fresh
 
     def plan(self, wanted: Iterable[NewAllocation]) -> bool:
-        """Record allocations as planned; they are submitted by the next ``step``."""
+        """Record allocations as planned; they are submitted by the next ``step``.
+
+        Until the batch system has been looked at, nothing is planned: other jobs count too.
+        """
         desk = self._desk
         planned = False
+        wanted = tuple(wanted)
+        if wanted and not self.may_submit():
+            self._watch.want_look()
+            return False
         for new in wanted:
             tag = ids.new_tag(desk.spool_id, desk.rng, self._is_taken)
             desk.journal.record(

@@ -95,8 +95,7 @@ class WatchBatch:
         return self._observed_at + self._desk.site.budgets.query_interval_s - now
 
     def _has_reason(self) -> bool:
-        live = self._desk.store.allocations.not_ended()
-        return self._wanted or any(row.state is not AllocationState.PLANNED for row in live)
+        return self._wanted or bool(self._desk.store.allocations.not_ended())
 
     def _may_query(self) -> bool:
         wall = self._desk.clock.now()
