@@ -24,6 +24,8 @@ GROUP_COMMIT_BYTES = 64 * 1024
 CORRUPT_AFTER_S = 60.0
 READ_CHUNK = 4 * 1024 * 1024
 
+_HEADER = frozenset({"seq", "kind", "at"})
+
 Fields = dict[str, Any]  # a record's own keys; Any because it is JSON from another process
 
 
@@ -65,9 +67,11 @@ def encode_record(seq: int, kind: str, at: float, fields: Fields) -> bytes:
     """One line of a log.
 
     Raises:
-        ValueError: NaN or Infinity among the fields.
+        ValueError: NaN or Infinity among the fields, or a field with a name of the header.
         RecordTooLarge: the line would pass 64 KiB.
     """
+    if not _HEADER.isdisjoint(fields):
+        raise ValueError(f"record {kind!r} has fields of the header: {sorted(fields)}")
     body = json.dumps(
         {"seq": seq, "kind": kind, "at": round(at, 6), **fields},
         # Payload output may hold lone surrogates, which UTF-8 cannot carry; escapes can.

@@ -196,7 +196,7 @@ class AllocationPlan:
 # order Order
 # snapshot_end {}                              everything ordered and unfinished is above
 # stop {attempt, outcome: pruned|cancelled, reason}
-# ack {writer, seq}                            the runner may forget its records up to seq
+# ack {writer, to}                             the runner may forget its records up to seq `to`
 # resend {writer, from, to}
 # drain {reason, now: bool}                    start nothing more; now: checkpoint and leave
 # close {}                                     no more orders will come: leave when done
@@ -554,6 +554,10 @@ class SpoolPaths:
             raise BadRecord(f"{ref.path!r:.200} leaves the spool")
         return self.root.joinpath(*parts)
 
+    def reference(self, path: Path) -> str:
+        """How a :class:`FileRef` names a file under this spool."""
+        return str(path.relative_to(self.root))
+
     def allocation(self, tag: str) -> AllocationPaths:
         return AllocationPaths(self.allocations / check_tag(tag))
 
@@ -621,6 +625,15 @@ class IncarnationPaths:
         return tuple(
             self.root / name for name in names if re.fullmatch(r"events\.[A-Za-z0-9-]+\.log", name)
         )
+
+    def checkpoint(self, attempt: str, number: int) -> Path:
+        return self.files / f"{check_attempt(attempt)}.checkpoint.{number}.tar.gz"
+
+    def metadata(self, attempt: str) -> Path:
+        return self.files / f"{check_attempt(attempt)}.metadata.json"
+
+    def metrics(self, attempt: str) -> Path:
+        return self.files / f"{check_attempt(attempt)}.metrics.tgz"
 
     def inbox(self, node: int, nonce: str) -> Path:
         return self.root / f"inbox.{node}.{nonce}.log"

@@ -221,7 +221,7 @@ class SimulatedRunner:
         elif record.kind == "stop":
             self._stop(fields["attempt"], fields["outcome"], fields["reason"])
         elif record.kind == "ack" and fields["writer"] == self._writer:
-            self._sent = {seq: sent for seq, sent in self._sent.items() if seq > fields["seq"]}
+            self._sent = {seq: sent for seq, sent in self._sent.items() if seq > fields["to"]}
         elif record.kind == "resend" and fields["writer"] == self._writer:
             self._resend(fields["from"], fields["to"])
         elif record.kind == "drain":

@@ -180,7 +180,7 @@ class OrderLogs:
             del self._acks_since[tag]
             for (of, writer), seq in self._acked.items():
                 if of == tag:
-                    self._tell(tag, "ack", {"writer": writer, "seq": seq})
+                    self._tell(tag, "ack", {"writer": writer, "to": seq})
 
     def _tell(self, tag: Tag, kind: str, fields: dict[str, Any]) -> None:
         log = self._logs.get(tag)
