@@ -1,0 +1,117 @@
+"""The environment variables that a payload gets. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, Mapping, Optional
+
+from payload_runner.placement import Slot
+from payload_runner.protocol import Order
+
+_SECRET = re.compile(
+    r"TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY"
+    r"|X509_USER|SLURM_JWT|SSH_AUTH_SOCK|SSH_AGENT",
+    re.IGNORECASE,
+)
+# The agent is itself a rank of a launcher; a payload that starts MPI must not join that job.
+_OUTER_RANK = re.compile(
+    r"(PMI|PMIX|OMPI|PRTE|PALS|MPI_LOCAL|HYDRA|HYDI|MV2_COMM|JSM|FLUX_TASK)_?"
+    r"|SLURM_(STEP|STEPID|PROCID|LOCALID|NODEID|NTASKS|NPROCS|GTIDS|SRUN|LAUNCH|TASK|CPU_BIND|UMASK)"
+)
+_OURS = "HARVESTER_"
+_GPU_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "ZE_AFFINITY_MASK",
+)
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class BadSegment(ValueError):
+    """A segment name that must not reach a command line."""
+
+
+def inherited(
+    outer: Mapping[str, str], site: Mapping[str, str], payload: Mapping[str, str]
+) -> Dict[str, str]:
+    """What all payloads of a task share: the agent's environment without secrets and ranks.
+
+    ``site`` and ``payload`` are the plan's and the task's own variables; later ones win.
+    """
+    kept = {
+        name: value
+        for name, value in outer.items()
+        if not (
+            name.startswith(_OURS)
+            or name in _GPU_VARIABLES
+            or _SECRET.search(name)
+            or _OUTER_RANK.match(name)
+        )
+    }
+    path = outer.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    kept.update(site)
+    kept.update(payload)
+    kept["PATH"] = kept.get("PATH", path) + ":."
+    return kept
+
+
+def of_attempt(
+    shared: Mapping[str, str],
+    order: Order,
+    *,
+    workdir: str,
+    deadline: float,
+    threads: int,
+    gpus: Mapping[str, str],
+) -> Dict[str, str]:
+    """The variables of one attempt: the ``shared`` ones and its own.
+
+    ``deadline``: epoch seconds; ``threads`` 0, or numbers of threads given already: not for us
+    to say.
+    """
+    added = {
+        **shared,
+        "HARVESTER_ATTEMPT": order.attempt,
+        "HARVESTER_POINT": order.point,
+        "HARVESTER_DEADLINE": f"{deadline:.0f}",
+        "HARVESTER_WORKDIR": workdir,
+        **gpus,
+    }
+    if threads and not any(name in shared for name in _THREADS):
+        added.update(dict.fromkeys(_THREADS, str(threads)))
+    if order.segment is not None:
+        added["SEGMENT_NAME"] = order.segment
+    return added
+
+
+def of_rank(slot: Slot, local_rank: int, hostfile: str) -> Dict[str, str]:
+    """The rendezvous variables of one process of a ``start: processes`` payload."""
+    return {
+        "MASTER_ADDR": slot.hosts[0] if slot.hosts else "127.0.0.1",
+        "MASTER_PORT": str(slot.master_port),
+        "WORLD_SIZE": str(slot.world_size),
+        "RANK": str(slot.first_rank + local_rank),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(slot.ranks),
+        "NODE_RANK": str(slot.first_rank // max(1, slot.ranks)),
+        "HARVESTER_HOSTFILE": hostfile,
+    }
+
+
+def fill_command(command: str, segment: Optional[str]) -> str:
+    """The command with ``%SEGMENT_NAME`` replaced.
+
+    Raises:
+        BadSegment: a name with other characters than letters, digits and ``._-``.
+    """
+    if segment is not None and not _SEGMENT.fullmatch(segment):
+        raise BadSegment(f"segment name {segment!r:.80}: only letters, digits and ._- are allowed")
+    return command.replace("%SEGMENT_NAME", segment or "")

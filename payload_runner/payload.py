@@ -1,0 +1,390 @@
+"""One attempt on one node, from its order to its outcome: its processes and their end.
+
+Runs in the agent's loop; what may take long goes to its worker threads. The steps::
+
+    preparing -> running -> sweeping (escaped processes) -> collecting -> ended
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+from dataclasses import replace
+from typing import Any, Callable, List, Optional, Set
+
+from payload_runner import environment, gpus, processes
+from payload_runner.collecting import Collected, Leftovers, collect, needs_thread
+from payload_runner.commits import Broken
+from payload_runner.containers import BadContainer
+from payload_runner.loop import Timer
+from payload_runner.node import Node
+from payload_runner.outcome import Exit, Verdict
+from payload_runner.output import Streams, bounded_text
+from payload_runner.placement import Slot
+from payload_runner.preparing import Command, Prepared, command_of, is_quick, prepare, refusal
+from payload_runner.protocol import (
+    INLINE_LIMIT_BYTES,
+    AttemptEnded,
+    AttemptStarted,
+    Order,
+    PayloadSpec,
+)
+from payload_runner.relaying import Reporter, Saver
+from payload_runner.stopping import Stop, Times, over_memory, over_time, plan_stop, verdict_of
+
+STOP_FILE = ".harvester-stop"  # client.py looks for it
+HOST_FILE = ".harvester-hosts"
+MEMORY_LOOK_S = 1.0
+_SWEEP_S = 0.02
+_SWEEPS = 250  # five seconds; what does not die then is stuck in the kernel
+_log = logging.getLogger(__name__)
+
+
+class Payload:
+    """One attempt on this node. ``begin`` it once.
+
+    It calls ``ended`` once, with its outcome as it is to be told and as it would be with output.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        order: Order,
+        spec: PayloadSpec,
+        slot: Slot,
+        remaining_s: float,
+        ended: Callable[[AttemptEnded, AttemptEnded], None],
+    ) -> None:
+        self.order = order
+        self.relays_output = False  # also on success
+        self._node = node
+        self._loop = node.loop
+        self._spec = spec
+        self._slot = slot
+        self._deadline = node.wall() + remaining_s
+        self._ended = ended
+        self._began = self._loop.now()
+        self._workdir = node.workplace.directory(order.attempt)
+        self._streams = Streams(self._loop, spec.keep_output_bytes)
+        self._reporter = Reporter(node, order.attempt, self._workdir)
+        self._saver = Saver(node, order.attempt, None)
+        self._live: Set[int] = set()
+        self._exits: List[Exit] = []
+        self._timers: List[Timer] = []
+        self._stop_timers: List[Timer] = []
+        self._stop: Optional[Stop] = None
+        self._times: Optional[Times] = None
+        self._done = False
+
+    # --- preparing ---
+
+    def begin(self) -> None:
+        """Prepare and spawn. Ends at once where that cannot work."""
+        refused = refusal(self.order, self._spec)
+        if refused is not None:
+            self._finish(Collected(refused))
+        elif self._spec.shape.start == "single" and not self._is_first:
+            # Its slot is held for the first node, which alone runs the command.
+            self._finish(Collected(Verdict("succeeded")))
+        elif is_quick(self._node, self.order, self._spec):
+            self._prepared(_outcome_of(self._prepare))
+        else:
+            self._loop.worker.submit(self._prepare, self._prepared)
+
+    def _prepare(self) -> Prepared:
+        return prepare(self._node, self.order, self._spec, keeps=self._is_first)
+
+    def _prepared(self, result: Any) -> None:  # Any: a Prepared or whatever was raised
+        if self._stop is not None:
+            self._finish(Collected(self._stop.verdict))
+        elif isinstance(result, Prepared):
+            self._start(result)
+        else:
+            self._finish(Collected(self._not_prepared(result)))
+
+    def _not_prepared(self, error: BaseException) -> Verdict:
+        if not isinstance(error, (Broken, OSError)):
+            _log.error("Could not prepare attempt=%s", self.order.attempt, exc_info=error)
+        local = self._node.workplace.node_local and not isinstance(error, Broken)
+        reason = f"the working directory could not be made: {error}"
+        return Verdict("failed", "node" if local else "site", reason)
+
+    # --- running ---
+
+    def _start(self, prepared: Prepared) -> None:
+        self._saver = Saver(self._node, self.order.attempt, prepared.keeper)
+        failure = self._spawn()
+        if failure is not None:
+            self._start_failed(failure)
+            return
+        self._began = self._loop.now()
+        resumed_from = self.order.checkpoint_of if prepared.resumed else None
+        host = self._node.host
+        labels = gpus.gpu_labels(host, self._slot)
+        self._node.emit(AttemptStarted(self.order.attempt, (host,), labels, resumed_from))
+        if prepared.note is not None:
+            self._saver.refuse(prepared.note)
+        self._set_timers()
+
+    def _spawn(self) -> Optional[Verdict]:
+        """Start the processes; None, or why that did not work."""
+        try:
+            command = command_of(
+                self._node, self.order, self._spec, self._slot, deadline=self._deadline
+            )
+            for rank in range(self._ranks):
+                self._spawn_rank(command, rank)
+        except BadContainer as error:
+            return Verdict("failed", "site", str(error))
+        except OSError as error:
+            return Verdict("failed", "node", f"the payload could not be started: {error}")
+        return None
+
+    def _spawn_rank(self, command: Command, rank: int) -> None:
+        variables = command.environment
+        if self._spec.shape.start == "processes":
+            hosts = self._workdir / HOST_FILE
+            hosts.write_text("".join(f"{host}\n" for host in self._slot.hosts), encoding="utf-8")
+            hostfile = f"{variables['HARVESTER_WORKDIR']}/{HOST_FILE}"
+            variables = {**variables, **environment.of_rank(self._slot, rank, hostfile)}
+        stdout, stderr = self._streams.open()
+        try:
+            cores = gpus.cores_of(self._node.resources, self._slot, rank, self._ranks)
+            pid = processes.spawn(
+                command.argv, variables, str(self._workdir), stdout, stderr, cores
+            )
+        finally:
+            os.close(stdout)
+            os.close(stderr)
+        self._live.add(pid)
+        self._node.owners[pid] = self
+
+    def _start_failed(self, failure: Verdict) -> None:
+        if not self._live:
+            self._finish(Collected(failure))
+            return
+        # Some ranks run already: they go the usual way, with this as their verdict.
+        self._stop = Stop(failure, final=True)
+        self._kill()
+
+    @property
+    def _ranks(self) -> int:
+        return max(1, self._slot.ranks) if self._spec.shape.start == "processes" else 1
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this node speaks for the payload: reports, checkpoints, result."""
+        return self._slot.first_rank == 0
+
+    def _set_timers(self) -> None:
+        if self._is_first:
+            self._reporter.start()
+            if self._spec.checkpoint is not None:
+                self._saver.start(self._spec.checkpoint.interval_s)
+        limit_s = self._spec.time_limit_s
+        if limit_s is not None:
+            stop = over_time(limit_s)
+            self._timers.append(self._loop.call_in(limit_s, lambda: self.stop(stop)))
+        if self._slot.memory_mb > 0:
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        if not self._live:
+            return
+        limit_mb = self._slot.memory_mb
+        members = processes.tree(processes.all_processes(), self._live)
+        used_mb = processes.memory_mb(members, limit_mb)
+        if used_mb > limit_mb:
+            self.stop(over_memory(used_mb, limit_mb))
+        else:
+            self._loop.call_in(MEMORY_LOOK_S, self._look_at_memory)
+
+    def touched(self) -> None:
+        """Something was written in its working directory."""
+        self._reporter.touched()
+
+    # --- stopping ---
+
+    def stop(self, stop: Stop) -> None:
+        """End it. The first reason counts; a later one can only make it sooner."""
+        if self._done or (self._exits and not self._live):
+            return
+        times = plan_stop(stop, self._spec, self._loop.now())
+        first, self._stop = self._stop is None, self._stop or stop
+        self._times = times if self._times is None else times.sooner(self._times)
+        if self._live:
+            if first and stop.warns:
+                self._warn()
+            self._plan_end(self._times)
+
+    def _plan_end(self, times: Times) -> None:
+        self._cancel(self._stop_timers)
+        self._stop_timers = [
+            self._loop.call_at(times.term_at, self._save_and_terminate),
+            # Also when the last save hangs.
+            self._loop.call_at(times.kill_at, self._kill),
+        ]
+
+    def _warn(self) -> None:
+        try:
+            (self._workdir / STOP_FILE).touch(mode=0o600)
+        except OSError as error:
+            _log.warning("Cannot write the stop file attempt=%s: %s", self.order.attempt, error)
+        number = int(getattr(signal, self._spec.warn_signal, signal.SIGUSR2))
+        # Who has no handler for it would die of the warning: often the shell that waits for the
+        # program, and with it our view of the program.
+        members = processes.tree(processes.all_processes(), self._live)
+        listening = [item.pid for item in members if processes.catches(item.pid, number)]
+        processes.send(listening, number)
+
+    def _save_and_terminate(self) -> None:
+        if self._stop is not None and self._stop.saves:
+            self._saver.save_then(self._terminate)
+        else:
+            self._terminate()
+
+    def _terminate(self) -> None:
+        for pid in self._live:
+            processes.send_group(pid, signal.SIGTERM)
+
+    def _kill(self) -> None:
+        for pid in self._live:
+            processes.send_group(pid, signal.SIGKILL)
+        self._stop_timers.append(self._loop.call_in(_SWEEP_S * _SWEEPS, self._give_up))
+
+    def _give_up(self) -> None:
+        """SIGKILL did not help within seconds: stuck in the kernel, often on a dead disk."""
+        for pid in self._live:
+            self._node.owners.pop(pid, None)
+        self._live.clear()
+        reason = "its processes cannot be killed; they hang in the kernel"
+        self._finish(Collected(Verdict("failed", "node", reason)))
+
+    # --- ending ---
+
+    def process_ended(self, pid: int, exit_: Exit) -> None:
+        """One of its processes was reaped; the rest of its group is being killed."""
+        self._live.discard(pid)
+        self._node.owners.pop(pid, None)
+        self._exits.append(exit_)
+        if not self._live:
+            self._stop_everything()
+            self._sweep(_SWEEPS)
+        elif not exit_.good and self._stop is None:
+            # The other ranks would wait for this one for ever.
+            self._terminate()
+            self._stop_timers.append(self._loop.call_in(self._spec.kill_s, self._kill))
+
+    def _stop_everything(self) -> None:
+        self._saver.stop()
+        self._cancel(self._timers)
+        self._cancel(self._stop_timers)
+
+    def _sweep(self, rounds: int) -> None:
+        """Kill what left the process group, until nothing of it is left."""
+        escaped = self._escaped()
+        if escaped and rounds:
+            processes.send(escaped, signal.SIGKILL)
+            self._loop.call_in(_SWEEP_S, lambda: self._sweep(rounds - 1))
+            return
+        if escaped:
+            count = len(escaped)
+            _log.warning("Processes stay alive attempt=%s n=%d", self.order.attempt, count)
+        self._streams.drain()
+        if self._stop is not None and self._stop.saves and self._exit.signal is None:
+            # It ended by itself, so its files are whole: they may be newer than the last look.
+            self._saver.save_then(self._collect)
+        else:
+            self._saver.when_idle(self._collect)
+
+    def _escaped(self) -> List[int]:
+        orphans = processes.children(self._node.owners)
+        return [pid for pid in orphans if processes.attempt_of(pid) == self.order.attempt]
+
+    @property
+    def _exit(self) -> Exit:
+        """The exit that counts: the first that was not good."""
+        return next((item for item in self._exits if not item.good), self._exits[0])
+
+    def _collect(self) -> None:
+        left = Leftovers(
+            self.order,
+            self._spec,
+            self._workdir,
+            self._exit,
+            self._streams.stderr.tail(),
+            self._node.spool,
+            self._node.incarnation,
+            self._node.workplace.node_local,
+            self._is_first,
+        )
+        if needs_thread(left):
+            self._loop.worker.submit(lambda: collect(left), self._collected)
+        else:
+            self._collected(_outcome_of(lambda: collect(left)))
+
+    def _collected(self, result: Any) -> None:  # Any: a Collected or whatever was raised
+        if not isinstance(result, Collected):
+            _log.error("Could not collect attempt=%s", self.order.attempt, exc_info=result)
+            reason = f"the result could not be collected: {result!r}"
+            result = Collected(Verdict("failed", "site", reason))
+        if self._is_first:
+            self._reporter.end()
+        self._finish(result)
+
+    def _finish(self, found: Collected) -> None:
+        """Tell the outcome and let everything go."""
+        if self._done:
+            return
+        self._done = True
+        self._stop_everything()
+        self._streams.drain()
+        whole = self._event(found)
+        shown = self.relays_output or whole.state != "succeeded"
+        event = whole if shown else replace(whole, stdout=None, stderr=None)
+        workdir = self._workdir
+        self._loop.worker.submit(lambda: shutil.rmtree(workdir, ignore_errors=True), _nothing)
+        self._ended(event, whole)
+
+    def _event(self, found: Collected) -> AttemptEnded:
+        verdict = verdict_of(found.verdict, self._stop)
+        exit_ = self._exit if self._exits else Exit()
+        return AttemptEnded(
+            attempt=self.order.attempt,
+            state=verdict.state,
+            blame=verdict.blame,
+            reason=None if verdict.succeeded else _joined(verdict.reason, *found.notes),
+            loss=verdict.loss,
+            message=_joined(verdict.message, *found.notes) if verdict.succeeded else None,
+            metadata=found.metadata,
+            metadata_file=found.metadata_file,
+            metrics_file=found.metrics_file,
+            exit_code=exit_.code,
+            signal=exit_.signal,
+            duration_s=round(self._loop.now() - self._began, 3),
+            progress=self._saver.progress,
+            stdout=bounded_text(self._streams.stdout.text(), INLINE_LIMIT_BYTES),
+            stderr=bounded_text(self._streams.stderr.text(), INLINE_LIMIT_BYTES),
+        )
+
+    @staticmethod
+    def _cancel(timers: List[Timer]) -> None:
+        for timer in timers:
+            timer.cancel()
+
+
+def _joined(*parts: Optional[str]) -> Optional[str]:
+    return "; ".join(part for part in parts if part) or None
+
+
+def _outcome_of(function: Callable[[], Any]) -> Any:  # Any: as the worker hands it back
+    try:
+        return function()
+    except Exception as error:  # noqa: BLE001 - what a worker thread does, without the thread
+        return error
+
+
+def _nothing(_result: Any) -> None:
+    """Removing a directory is a best effort."""

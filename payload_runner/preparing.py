@@ -1,0 +1,159 @@
+"""Before a payload runs: whether it can, its working directory, its command and environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+from payload_runner import environment, gpus
+from payload_runner.checkpoints import Keeper, Refused, relative_name, restore
+from payload_runner.commits import Broken
+from payload_runner.containers import (
+    BadContainer,
+    ContainerRun,
+    container_argv,
+    container_environment,
+    resolve_image,
+)
+from payload_runner.node import Node
+from payload_runner.outcome import Verdict
+from payload_runner.placement import Slot
+from payload_runner.processes import AGENT_MARKER
+from payload_runner.protocol import (
+    BadRecord,
+    CheckpointRule,
+    Order,
+    PayloadSpec,
+    check_attempt,
+)
+
+STARTS = ("single", "processes")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A working directory that is ready. ``note``: why its checkpoint is not in it."""
+
+    resumed: bool = False
+    note: Optional[str] = None
+    keeper: Optional[Keeper] = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to execute, with its whole environment."""
+
+    argv: Tuple[str, ...]
+    environment: Dict[str, str]
+
+
+def refusal(order: Order, spec: PayloadSpec) -> Optional[Verdict]:
+    """Why an order cannot be run at all, or None."""
+    try:
+        check_attempt(order.attempt)
+        environment.fill_command(spec.command, order.segment)
+        for name in (spec.output_name, spec.meta_name, spec.metrics_name):
+            if name is not None:
+                _stay_inside(name)
+    except (BadRecord, environment.BadSegment, Refused) as error:
+        return Verdict("failed", "point", str(error))
+    if spec.shape.start not in STARTS:
+        known = ", ".join(STARTS)
+        reason = f"shape.start is {spec.shape.start!r}; this payload runner starts {known}"
+        return Verdict("failed", "site", reason)
+    return None
+
+
+def is_quick(node: Node, order: Order, spec: PayloadSpec) -> bool:
+    """Whether ``prepare`` has neither a checkpoint nor new input files to fetch."""
+    return order.checkpoint is None and node.workplace.has_inputs(spec)
+
+
+def prepare(node: Node, order: Order, spec: PayloadSpec, *, keeps: bool) -> Prepared:
+    """Make the working directory, inputs and checkpoint in it. Safe in any thread.
+
+    A checkpoint that cannot be restored is left out with a note: starting from zero is better
+    than not at all. ``keeps``: checkpoints are to be saved from here.
+
+    Raises:
+        Broken: an input file is not what it should be.
+        OSError: no space, no permission.
+    """
+    workdir = node.workplace.lay_out(order, spec)
+    if spec.checkpoint is None:
+        return Prepared()
+    note = None
+    if order.checkpoint is not None:
+        note = _restore(node, order, spec, spec.checkpoint)
+    keeper = None
+    if keeps:
+        staging = node.workplace.staging(order.attempt, "save")
+        keeper = Keeper(
+            order.attempt, spec.checkpoint, workdir, staging, node.spool, node.incarnation
+        )
+        try:
+            keeper.begin()
+        except Refused as error:
+            note = str(error)
+    return Prepared(order.checkpoint is not None and note is None, note, keeper)
+
+
+def command_of(
+    node: Node, order: Order, spec: PayloadSpec, slot: Slot, *, deadline: float
+) -> Command:
+    """What to execute. ``deadline``: epoch seconds of the drain point.
+
+    Raises:
+        BadContainer: the container cannot be run here.
+    """
+    command = environment.fill_command(spec.command, order.segment)
+    workdir = str(node.workplace.directory(order.attempt))
+    variables = environment.of_attempt(
+        node.environment_of(spec),
+        order,
+        workdir=workdir,
+        deadline=deadline,
+        threads=gpus.threads_of(node.resources, slot),
+        gpus=gpus.visible(node.resources, slot),
+    )
+    variables[AGENT_MARKER] = node.agent_nonce
+    if spec.container is None:
+        return Command(("/bin/sh", "-c", command), variables)
+    runtime = node.plan.container_runtime
+    run = ContainerRun(
+        resolve_image(spec.container.image, runtime, node.plan.image_dir, os.path.exists),
+        workdir,
+        command,
+        spec.container.options,
+        node.resources.gpu_variable if slot.gpus else None,
+        tuple(sorted(set(variables) - set(node.outer))),
+    )
+    program, *rest = container_argv(runtime, run)
+    found = shutil.which(program, path=node.outer.get("PATH"))
+    if found is None:
+        raise BadContainer(f"container_runtime is {runtime!r}, but {program} is not on PATH")
+    return Command((found, *rest), container_environment(variables))
+
+
+def _stay_inside(name: str) -> None:
+    try:
+        relative_name(name)
+    except Refused:
+        raise Refused(f"file name {name!r:.200} leaves the working directory") from None
+
+
+def _restore(node: Node, order: Order, spec: PayloadSpec, rule: CheckpointRule) -> Optional[str]:
+    """Restore into a fresh working directory; None, or why it starts from zero."""
+    assert order.checkpoint is not None
+    workdir = node.workplace.directory(order.attempt)
+    staging = node.workplace.staging(order.attempt, "restore")
+    try:
+        restore(node.spool, order.checkpoint, rule, workdir, staging)
+    except (Broken, BadRecord, Refused, OSError) as error:
+        # A part of it may lie there already.
+        shutil.rmtree(workdir)
+        node.workplace.lay_out(order, spec)
+        return f"checkpoint not restored, started from zero: {error}"
+    return None

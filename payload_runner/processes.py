@@ -1,0 +1,322 @@
+"""Processes of payloads: starting, signalling, finding those that escaped, and their memory.
+
+A payload is a process group; what leaves the group is still known by the marker in its
+environment, and stays our child because the agent is a subreaper. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from dataclasses import dataclass
+from typing import (
+    Container,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
+
+from payload_runner.outcome import Exit
+
+MARKER = "HARVESTER_ATTEMPT"
+_PR_SET_CHILD_SUBREAPER = 36
+_RESET_SIGNALS = (
+    signal.SIGPIPE,  # Python ignores these two, and ignored signals pass through exec
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+)
+_PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A child that was reaped."""
+
+    pid: int
+    exit: Exit
+
+
+def become_subreaper() -> bool:
+    """Make orphans of our descendants our children; False where the kernel cannot."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    except (OSError, AttributeError):
+        return False
+
+
+def spawn(
+    argv: Tuple[str, ...],
+    environment: Mapping[str, str],
+    workdir: str,
+    stdout: int,
+    stderr: int,
+    cores: FrozenSet[int] = frozenset(),
+) -> int:
+    """Start a process in a session of its own with stdin empty; returns its id (= its group).
+
+    Directory and cores are put on the calling thread for the time of the spawn, since
+    posix_spawn has no attribute for them; that costs four system calls, a shim would cost an
+    exec. Other threads must not rely on the working directory.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    with _inside(workdir), _pinned(cores):
+        return _posix_spawn(argv, environment, stdout, stderr)
+
+
+def send_group(group: int, number: int) -> None:
+    """Signal a process group; one that is gone already is fine."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    """Signal processes; those that are gone already are fine."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def reap_one(groups: Container[int]) -> Optional[Ended]:
+    """The next child that ended, or None.
+
+    The rest of a group in ``groups`` is killed before its first process is reaped, while the
+    group's number cannot be given to anyone else yet.
+    """
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    if found.si_pid in groups:
+        send_group(found.si_pid, signal.SIGKILL)
+    pid, status, usage = os.wait4(found.si_pid, 0)
+    peak_mb = usage.ru_maxrss // 1024
+    if os.WIFSIGNALED(status):
+        return Ended(pid, Exit(signal=os.WTERMSIG(status), peak_memory_mb=peak_mb))
+    return Ended(pid, Exit(code=os.WEXITSTATUS(status), peak_memory_mb=peak_mb))
+
+
+def children(known: Container[int]) -> List[int]:
+    """Our child processes besides the ``known`` ones: orphans that payloads left to us."""
+    me = os.getpid()
+    found: List[int] = []
+    try:
+        # A child belongs to the thread that started it; orphans go to a live one of ours.
+        for thread in os.listdir(f"/proc/{me}/task"):
+            with open(f"/proc/{me}/task/{thread}/children", encoding="ascii") as file:
+                found += [int(word) for word in file.read().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        found = [item.pid for item in all_processes() if item.parent == me]
+    return [pid for pid in found if pid not in known]
+
+
+def attempt_of(pid: int) -> Optional[str]:
+    """The attempt that a process belongs to by its environment, or None."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            data = b"\0" + file.read()
+    except OSError:
+        return None
+    start = data.find(b"\0" + MARKER.encode() + b"=")
+    if start < 0:
+        return None
+    start = data.index(b"=", start) + 1
+    return data[start : data.find(b"\0", start)].decode("ascii", "replace")
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, so that it means something to it."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            line = next(line for line in file if line.startswith("SigCgt:"))
+    except (OSError, StopIteration):
+        return False
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+# --- trees and memory ---
+
+
+@dataclass(frozen=True)
+class Process:
+    """One line of the process table."""
+
+    pid: int
+    parent: int
+    group: int
+    resident_mb: float
+
+
+def all_processes() -> List[Process]:
+    """Every process of the node that can be read."""
+    found = (_read_stat(name) for name in os.listdir("/proc") if name.isdigit())
+    return [item for item in found if item is not None]
+
+
+def tree(table: Sequence[Process], roots: Iterable[int]) -> List[Process]:
+    """The processes that descend from ``roots`` or share their groups."""
+    wanted = set(roots)
+    below: Dict[int, List[Process]] = {}
+    for item in table:
+        below.setdefault(item.parent, []).append(item)
+    found: Dict[int, Process] = {}
+    waiting = [item for item in table if item.pid in wanted or item.group in wanted]
+    while waiting:
+        item = waiting.pop()
+        if item.pid not in found:
+            found[item.pid] = item
+            waiting += below.get(item.pid, [])
+    return list(found.values())
+
+
+def memory_mb(members: Sequence[Process], limit_mb: float) -> float:
+    """Memory of a tree. Shared pages count once, but only when that decides about the limit."""
+    resident = sum(item.resident_mb for item in members)
+    if resident <= limit_mb:
+        return resident
+    return sum(_proportional_mb(item) for item in members)
+
+
+def _read_stat(name: str) -> Optional[Process]:
+    try:
+        with open(f"/proc/{name}/stat", "rb") as file:
+            data = file.read()
+    except OSError:
+        return None
+    words = data[data.rfind(b")") + 2 :].split()  # the command's name may hold anything
+    resident_kb = int(words[21]) * _PAGE_KB
+    return Process(int(name), int(words[1]), int(words[2]), resident_kb / 1024)
+
+
+def _proportional_mb(item: Process) -> float:
+    try:
+        with open(f"/proc/{item.pid}/smaps_rollup", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("Pss:"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return item.resident_mb
+
+
+# --- starting ---
+
+
+def _posix_spawn(
+    argv: Tuple[str, ...], environment: Mapping[str, str], stdout: int, stderr: int
+) -> int:
+    actions = (
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, stdout, 1),
+        (os.POSIX_SPAWN_DUP2, stderr, 2),
+    )
+    try:
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            environment,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_RESET_SIGNALS,
+        )
+    except NotImplementedError:  # built against a glibc before 2.26: a group of its own will do
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            environment,
+            file_actions=actions,
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=_RESET_SIGNALS,
+        )
+
+
+@contextlib.contextmanager
+def _inside(workdir: str) -> Iterator[None]:
+    home = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir(workdir)
+        yield
+    finally:
+        os.fchdir(home)
+        os.close(home)
+
+
+@contextlib.contextmanager
+def _pinned(cores: FrozenSet[int]) -> Iterator[None]:
+    if not cores:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+# --- when the agent itself is killed ---
+
+AGENT_MARKER = "HARVESTER_AGENT"
+# Waits for the agent's end of a pipe to close; a word on it first means a proper leave.
+_GUARDIAN = r"""
+read -r word && exit 0
+for round in 1 2 3 4 5; do
+  for file in /proc/[0-9]*/environ; do
+    if grep -qaF "$0" "$file" 2>/dev/null; then
+      pid=${file#/proc/}; kill -9 "${pid%/environ}" 2>/dev/null
+    fi
+  done
+done
+"""
+
+
+class Guardian:
+    """A small shell that outlives a killed agent just long enough to kill its payloads.
+
+    Nothing else would: a payload is in a session of its own, and the death signal of Linux is
+    cleared when a child forks. It knows them by ``HARVESTER_AGENT=<nonce>`` in their environment.
+    """
+
+    def __init__(self, nonce: str) -> None:
+        """Raises OSError when it cannot be started."""
+        read_end, self._write_end = os.pipe()
+        try:
+            self.pid = os.posix_spawn(
+                "/bin/sh",
+                ("/bin/sh", "-c", _GUARDIAN, f"{AGENT_MARKER}={nonce}"),
+                {"PATH": "/usr/bin:/bin"},
+                file_actions=(
+                    (os.POSIX_SPAWN_DUP2, read_end, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+                ),
+                setpgroup=0,
+                setsigdef=_RESET_SIGNALS,
+            )
+        finally:
+            os.close(read_end)
+
+    def dismiss(self) -> None:
+        """Send it away; payloads are the caller's business again. Calling twice is safe."""
+        end, self._write_end = self._write_end, -1
+        if end >= 0:
+            with contextlib.suppress(OSError):
+                os.write(end, b"leave\n")
+            os.close(end)

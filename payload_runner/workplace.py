@@ -1,0 +1,165 @@
+"""The node's directory for payloads: their working directories and a checked copy of inputs.
+
+The spool is read once per input file and node. Only the agent of the node writes here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import threading
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, Optional, Set
+
+from payload_runner.commits import Broken, digest, fetch
+from payload_runner.protocol import InputFile, Order, PayloadSpec, SpoolPaths
+
+_IN_MEMORY_BYTES = 64 * 1024
+_IN_MEMORY_TOTAL = 2 * 1024 * 1024
+
+
+class Workplace:
+    """Owns ``root``, which ``open`` makes and ``close`` removes."""
+
+    def __init__(self, spool: SpoolPaths, root: Path, *, node_local: bool) -> None:
+        """``node_local``: inputs are copied to ``root``; else they are used from the spool."""
+        self.root = root
+        self.node_local = node_local
+        self._spool = spool
+        self._checked: Set[str] = set()
+        self._small: Dict[str, bytes] = {}
+        self._small_bytes = 0
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Make the private directory. Raises OSError, also when it is there already."""
+        self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700)
+        if self.node_local:
+            self._inputs.mkdir(mode=0o700)
+
+    def close(self) -> None:
+        """Remove everything, as far as that goes."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def directory(self, attempt: str) -> Path:
+        return self.root / attempt
+
+    def staging(self, attempt: str, purpose: str) -> Path:
+        return self.root / f".{attempt}.{purpose}"
+
+    def has_inputs(self, spec: PayloadSpec) -> bool:
+        """Whether ``lay_out`` will not have to read the spool."""
+        return all(item.sha256 in self._checked for item in spec.files)
+
+    def lay_out(self, order: Order, spec: PayloadSpec) -> Path:
+        """Make an attempt's working directory with its input files. Safe in any thread.
+
+        Raises:
+            Broken: an input file in the spool is not what its name says.
+            OSError: no space, no permission, no input file.
+        """
+        for item in spec.files:
+            self._check(item)
+        workdir = self.directory(order.attempt)
+        workdir.mkdir(mode=0o700)
+        for item in spec.files:
+            self._place(item, _target(workdir, item.name))
+        _write(_target(workdir, spec.training_name), _json(list(spec.training_files)), 0o600)
+        _write(_target(workdir, spec.input_name), _json(order.parameters), 0o600)
+        return workdir
+
+    @property
+    def _inputs(self) -> Path:
+        return self.root / ".inputs"
+
+    def _source(self, item: InputFile) -> Path:
+        return self._inputs / item.sha256 if self.node_local else self._spool.input(item.sha256)
+
+    def _check(self, item: InputFile) -> None:
+        if item.sha256 in self._checked:
+            return
+        with self._lock:
+            if item.sha256 in self._checked:
+                return
+            source = self._spool.input(item.sha256)
+            if self.node_local:
+                fetch(source, self._inputs / item.sha256, item.size, item.sha256)
+            elif digest(source) != (item.size, item.sha256):
+                raise Broken(f"inputs/{item.sha256} is not what its name says")
+            self._remember(item)
+            self._checked.add(item.sha256)
+
+    def _remember(self, item: InputFile) -> None:
+        if item.size > _IN_MEMORY_BYTES or self._small_bytes + item.size > _IN_MEMORY_TOTAL:
+            return
+        data = self._source(item).read_bytes()
+        if len(data) == item.size:
+            self._small[item.sha256] = data
+            self._small_bytes += len(data)
+
+    def _place(self, item: InputFile, target: Path) -> None:
+        # Copies, not hard links: a payload may write to its files.
+        mode = 0o700 if item.executable else 0o600
+        data = self._small.get(item.sha256)
+        if data is not None:
+            _write(target, data, mode)
+        else:
+            shutil.copyfile(self._source(item), target)
+            target.chmod(mode)
+
+
+def read_bounded(path: Path, limit_bytes: int) -> Optional[bytes]:
+    """Up to ``limit_bytes`` + 1 bytes of a regular file; None if it is missing or something else.
+
+    Raises OSError for what a missing file does not explain.
+    """
+    try:
+        # O_NONBLOCK: what the payload left there may be a FIFO.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        return file.read(limit_bytes + 1)
+
+
+def usage_bytes(directory: Path, max_files: int = 50_000) -> int:
+    """The space that a directory takes, counting at most ``max_files`` entries."""
+    total = count = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except OSError:
+                continue
+            count += 1
+            if count >= max_files:
+                return total
+    return total
+
+
+def _target(workdir: Path, name: str) -> Path:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise Broken(f"input file name {name!r:.200} leaves the working directory")
+    if len(path.parts) > 1:
+        workdir.joinpath(*path.parts[:-1]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return workdir.joinpath(*path.parts)
+
+
+def _json(value: Any) -> bytes:  # Any: the point is JSON of the user's choice
+    return json.dumps(value, allow_nan=False).encode()
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
