@@ -219,9 +219,12 @@ class Conductor:
             return
         self._gone.add(node)
         host = self._hosts.get(node, str(node))
-        self._emit(NodeLost.KIND, to_fields(NodeLost(host, reason)), urgent=True)
+        cut_off = [live for live in self._live.values() if node in live.outstanding()]
+        # An agent that has nothing left to do may leave before it is told to, as its node ends.
+        if cut_off or self.drain is None:
+            self._emit(NodeLost.KIND, to_fields(NodeLost(host, reason)), urgent=True)
         self._count(now)
-        for live in list(self._live.values()):
+        for live in cut_off:
             if node in live.outstanding():
                 end = AttemptEnded(
                     live.order.attempt,

@@ -1,0 +1,109 @@
+"""Starts the agents: one launcher call for all nodes, or one process each on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from typing import List, Mapping, Optional, Sequence, Tuple
+
+from payload_runner.protocol import AllocationPlan
+from payload_runner.transport import AgentStart
+
+TERMINATE_S = 3.0
+_WAIT_STEP_S = 0.02
+
+
+class Agents:
+    """The processes that the leader started, and which of them are gone."""
+
+    def __init__(self, per_node: bool) -> None:
+        self._per_node = per_node
+        self._processes: List[Tuple[int, subprocess.Popen[bytes]]] = []
+        self._reported: List[int] = []
+
+    def start(self, node: int, argv: Sequence[str]) -> None:
+        """Start one process. Raises OSError."""
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._processes.append((node, process))
+
+    def gone(self) -> List[Tuple[int, str]]:
+        """Processes that ended since the last call: (node, how). Under a launcher: node 0 for it.
+
+        The end of a launcher says nothing of single nodes; ``per_node`` tells.
+        """
+        found = []
+        for node, process in self._processes:
+            code = process.poll()
+            if code is not None and node not in self._reported:
+                self._reported.append(node)
+                found.append((node, _how(code)))
+        return found
+
+    @property
+    def per_node(self) -> bool:
+        """Whether each process is the agent of one node."""
+        return self._per_node
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for all to leave by themselves; False if some have not in time."""
+        until = time.monotonic() + timeout_s
+        while any(process.poll() is None for _, process in self._processes):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_WAIT_STEP_S)
+        return True
+
+    def end(self, leave_s: float) -> None:
+        """Give all ``leave_s`` to leave by themselves, then SIGTERM, then SIGKILL."""
+        if self.wait(leave_s):
+            return
+        self._signal(signal.SIGTERM)
+        if not self.wait(TERMINATE_S):
+            self._signal(signal.SIGKILL)
+            self.wait(TERMINATE_S)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for _, process in self._processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+
+def start_agents(
+    plan: AllocationPlan, start: AgentStart, command: Sequence[str], environ: Mapping[str, str]
+) -> Agents:
+    """Start an agent for each node of the plan.
+
+    ``command`` starts this runner. With a launcher its environment tells each agent its node;
+    without one all run here, named after the virtual nodes of the local batch system.
+
+    Raises:
+        OSError: the launcher or the interpreter cannot be started.
+    """
+    agents = Agents(per_node=not plan.launcher)
+    if plan.launcher:
+        agents.start(0, [*plan.launcher, *command, "agent", *start.argv()])
+        return agents
+    hosts = virtual_hosts(environ, plan.nodes)
+    for node in range(plan.nodes):
+        mine = replace(start, node=node, host=hosts[node])
+        agents.start(node, [*command, "agent", *mine.argv()])
+    return agents
+
+
+def virtual_hosts(environ: Mapping[str, str], nodes: int) -> Tuple[Optional[str], ...]:
+    """Names of the nodes of an allocation that lies on this machine alone."""
+    given = [name for name in environ.get("HARVESTER_LOCAL_NODES", "").split(",") if name]
+    if len(given) >= nodes:
+        return tuple(given[:nodes])
+    return (None,) if nodes == 1 else tuple(f"node{node}" for node in range(nodes))
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return f"its agent was killed by {signal.Signals(-code).name}"
+    return f"its agent ended with exit code {code}"

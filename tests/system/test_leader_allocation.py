@@ -1,0 +1,326 @@
+"""A whole allocation by hand: the real leader and agents on this machine, orders from a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.spool.runner_archive import build_runner_archive
+from payload_runner.files import RealFiles
+from payload_runner.logfile import LogReader, LogWriter, Record
+from payload_runner.protocol import (
+    AllocationPlan,
+    NodeShape,
+    PayloadSpec,
+    Shape,
+    SpoolPaths,
+    dump_json,
+    to_fields,
+)
+from tests.support import wait_until
+
+TAG = "haaaaa-bbbbbb"
+FILES = RealFiles()
+OK = """printf '{"loss": 0.5}' > output.json"""
+PLAN = AllocationPlan(
+    tag=TAG,
+    spool_id="aaaaa",
+    nodes=2,
+    node=NodeShape(gpus=2, cores=2),
+    walltime_s=300.0,
+    batch_system="local",
+    filesystem="local",
+    drain_margin_s=2.0,
+    idle_exit_s=60.0,
+    heartbeat_s=5.0,
+)
+
+
+class Allocation:
+    """A spool made by hand, its order log, and the jobs that run in it."""
+
+    def __init__(self, root: Path, plan: AllocationPlan = PLAN) -> None:
+        self.spool = SpoolPaths(root)
+        self.paths = self.spool.allocation(TAG)
+        FILES.make_dir(self.paths.root)
+        FILES.make_dir(self.spool.leases)
+        FILES.make_dir(self.spool.work)
+        self.pyz = root / "runner.pyz"
+        self.pyz.write_bytes(build_runner_archive())
+        FILES.replace(self.paths.plan, dump_json(plan))
+        self.log = LogWriter(FILES, self.paths.orders(1), time.time, time.monotonic)
+        self.tell("open", version=1, epoch=1, spool_id="aaaaa", by="test")
+        self.jobs: list[subprocess.Popen[bytes]] = []
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        self.log.append(kind, fields)
+        self.log.commit()
+
+    def define(self, command: str, **more: Any) -> None:
+        self.tell("define", **to_fields(PayloadSpec("p1", command, **more)))
+
+    def order(self, *numbers: int, **more: Any) -> None:
+        for number in numbers:
+            fields = {"task": "1", "point": str(number), "payload_id": "p1", **more}
+            self.log.append("order", {"attempt": f"1.{number}.1.1", "parameters": {}, **fields})
+        self.log.commit()
+
+    def start(self, job: str = "1", restart: str = "0", **environ: str) -> subprocess.Popen[bytes]:
+        local = {
+            "HARVESTER_LOCAL_JOB_ID": job,
+            "HARVESTER_LOCAL_RESTART": restart,
+            "HARVESTER_LOCAL_NODES": "vnode1,vnode2",
+        }
+        process = subprocess.Popen(
+            [sys.executable, str(self.pyz), "lead", str(self.spool.root), TAG],
+            env={**os.environ, **local, **environ},
+            start_new_session=True,
+        )
+        self.jobs.append(process)
+        return process
+
+    def events(self, job: str = "1", restart: int = 0) -> list[Record]:
+        mine = self.paths.incarnation(job, restart)
+        found: list[Record] = []
+        if mine.root.exists():
+            for path in mine.event_logs(FILES.listdir(mine.root)):
+                found += LogReader(FILES, path, time.monotonic).poll().records
+        return found
+
+    def of(self, kind: str, **where: Any) -> list[dict[str, Any]]:
+        return [record.fields for record in self.events(**where) if record.kind == kind]
+
+    def states(self, **where: Any) -> dict[str, str]:
+        ended = self.of("attempt_ended", **where)
+        return {fields["attempt"].split(".")[1]: fields["state"] for fields in ended}
+
+    def pid_of(self, node: int) -> int:
+        wanted = f"--node\0{node}\0"
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit() and wanted in _cmdline(path) and str(self.pyz) in _cmdline(path):
+                return int(path.name)
+        return 0
+
+    def kill_all(self) -> None:
+        for process in self.jobs:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for node in range(PLAN.nodes):
+            while pid := self.pid_of(node):
+                os.kill(pid, signal.SIGKILL)
+                time.sleep(0.01)
+        self.log.close()
+
+
+def _cmdline(path: Path) -> str:
+    try:
+        return (path / "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+Make = Callable[..., Allocation]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Allocation] = []
+
+    def build(**changes: Any) -> Allocation:
+        made.append(Allocation(tmp_path, replace(PLAN, **changes)))
+        return made[-1]
+
+    yield build
+    for allocation in made:
+        allocation.kill_all()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "files", "auto"])
+def test_twenty_payloads_on_two_nodes_end_with_their_results_in_one_log(
+    make: Make, transport: str
+) -> None:
+    allocation = make(transport=transport)
+    allocation.define(OK)
+    allocation.order(*range(20))
+    allocation.tell("close")
+    assert allocation.start().wait(60) == 0
+    records = allocation.events()
+    assert [record.seq for record in records] == list(range(1, len(records) + 1))
+    assert [records[0].kind, records[-1].kind] == ["open", "allocation_ended"]
+    assert allocation.states() == {str(number): "succeeded" for number in range(20)}
+    assert {fields["loss"] for fields in allocation.of("attempt_ended")} == {0.5}
+    nodes = {fields["nodes"][0] for fields in allocation.of("attempt_started")}
+    assert nodes == {"vnode1", "vnode2"}
+    assert allocation.of("allocation_started")[0]["nodes"] == ["vnode1", "vnode2"]
+    (ended,) = allocation.of("allocation_ended")
+    assert 0 < ended["busy_slot_seconds"] <= ended["slot_seconds"]
+    logs = list(allocation.paths.incarnation("1", 0).root.glob("*.log"))
+    assert len(logs) == (5 if transport == "files" else 1)
+
+
+def test_an_agent_killed_costs_only_what_ran_on_its_node(make: Make) -> None:
+    allocation = make()
+    allocation.define("sleep 60", shape=Shape(gpus_per_node=2))
+    allocation.order(0, 1)
+    allocation.start()
+    wait_until(lambda: len(allocation.of("attempt_started")) == 2)
+    os.kill(allocation.pid_of(0), signal.SIGKILL)
+    (lost,) = wait_until(lambda: allocation.of("node_lost"))
+    assert lost == {"node": "vnode1", "reason": "its agent was killed by SIGKILL"}
+    (ended,) = wait_until(lambda: allocation.of("attempt_ended"))
+    assert (ended["state"], ended["blame"]) == ("failed", "node")
+    allocation.tell("stop", attempt="1.1.1.1", outcome="cancelled", reason="enough")
+    allocation.tell("stop", attempt="1.0.1.1", outcome="cancelled", reason="enough")
+    wait_until(lambda: sorted(allocation.states().values()) == ["cancelled", "failed"])
+
+
+def test_before_the_walltime_ends_payloads_are_cut_off_and_the_rest_handed_back(
+    make: Make,
+) -> None:
+    allocation = make(walltime_s=6.0)
+    allocation.define("sleep 60", expected_s=1.0, warn_s=0.5, kill_s=0.5)
+    allocation.order(*range(6))
+    began = time.monotonic()
+    assert allocation.start().wait(30) == 0
+    assert time.monotonic() - began < 6.5
+    assert sorted(allocation.states().values()) == ["timed_out"] * 4
+    assert {f["blame"] for f in allocation.of("attempt_ended")} == {"walltime"}
+    handed_back = [a for fields in allocation.of("handed_back") for a in fields["attempts"]]
+    assert sorted(handed_back) == ["1.4.1.1", "1.5.1.1"]
+    assert allocation.of("allocation_ended")[0]["reason"] == "the walltime ends"
+
+
+def test_a_second_job_of_a_tag_leaves_within_ten_seconds_and_runs_nothing(make: Make) -> None:
+    allocation = make()
+    allocation.define("sleep 60")
+    allocation.order(0)
+    allocation.start("1")
+    wait_until(lambda: allocation.of("attempt_started"))
+    assert allocation.start("2").wait(10) == 0
+    assert not allocation.paths.incarnation("2", 0).root.exists()
+    assert allocation.events("1")
+
+
+def test_a_signal_of_the_batch_system_preempts_what_runs(make: Make) -> None:
+    allocation = make()
+    allocation.define("sleep 60", warn_s=0.3, kill_s=0.3)
+    allocation.order(0)
+    job = allocation.start()
+    wait_until(lambda: allocation.of("attempt_started"))
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20) == 0
+    assert allocation.states() == {"0": "preempted"}
+
+
+def test_a_stop_file_drains_and_lets_what_runs_finish(make: Make) -> None:
+    allocation = make()
+    allocation.define(f"sleep 2; {OK}", shape=Shape(gpus_per_node=2))
+    allocation.order(0, 1, 2)
+    job = allocation.start()
+    wait_until(lambda: len(allocation.of("attempt_started")) == 2)
+    allocation.spool.stop.touch()
+    assert job.wait(20) == 0
+    assert allocation.states() == {"0": "succeeded", "1": "succeeded"}
+    assert [fields["attempts"] for fields in allocation.of("handed_back")] == [["1.2.1.1"]]
+
+
+def test_a_requeued_job_runs_what_is_left_and_nothing_twice(make: Make) -> None:
+    allocation = make()
+    allocation.define(OK)
+    allocation.order(0)
+    first = allocation.start()
+    wait_until(lambda: allocation.states() == {"0": "succeeded"})
+    first.send_signal(signal.SIGTERM)
+    first.wait(20)
+    allocation.order(1)
+    allocation.tell("close")
+    assert allocation.start(restart="1").wait(40) == 0
+    assert allocation.states(restart=1) == {"0": "succeeded", "1": "succeeded"}
+    started = [fields["attempt"] for fields in allocation.of("attempt_started", restart=1)]
+    assert started == ["1.1.1.1"]
+
+
+def test_an_order_becomes_a_running_payload_within_a_quarter_second(make: Make) -> None:
+    allocation = make()
+    allocation.define(OK)
+    allocation.start()
+    wait_until(lambda: allocation.of("allocation_started"))
+    delays: list[float] = []
+    for number in range(5):
+        allocation.order(number)
+        began = time.monotonic()
+        wait_until(lambda: len(allocation.states()) == len(delays) + 1)
+        delays.append(time.monotonic() - began)
+    assert min(delays) < 0.25
+
+
+def test_an_idle_allocation_uses_next_to_no_cpu(make: Make) -> None:
+    allocation = make(nodes=1)
+    job = allocation.start()
+    wait_until(lambda: allocation.of("allocation_started"))
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{job.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before, began = ticks(), time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 3.0)
+    assert ticks() - before <= 6  # hundredths of a second, in three seconds
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (b"{", "not JSON"),
+        (b'{"tag": "haaaaa-bbbbbb"}', "missing"),
+        (None, "allocation.json"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_refused_in_one_sentence(
+    make: Make, plan: bytes | None, says: str
+) -> None:
+    allocation = make()
+    if plan is None:
+        allocation.paths.plan.unlink()
+    else:
+        allocation.paths.plan.write_bytes(plan)
+    run = subprocess.run(
+        [sys.executable, str(allocation.pyz), "lead", str(allocation.spool.root), TAG],
+        env={**os.environ, "SLURM_JOB_ID": "5"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert 64 <= run.returncode <= 78
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_the_secret_is_in_no_command_line_environment_or_log(make: Make) -> None:
+    allocation = make()
+    allocation.define("cat /proc/$PPID/cmdline; env; sleep 20")
+    allocation.order(0)
+    allocation.start()
+    wait_until(lambda: allocation.of("attempt_started"))
+    mine = allocation.paths.incarnation("1", 0)
+    secret = mine.secret.read_text().strip()
+    for pid in (allocation.pid_of(0), allocation.jobs[0].pid):
+        shown = (
+            Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        )
+        assert secret.encode() not in shown
+    written = json.dumps([record.fields for record in allocation.events()])
+    assert secret not in written
