@@ -126,6 +126,13 @@ def test_texts_too_long_for_a_record_are_cut_in_the_middle(desk: Desk) -> None:
     assert "[... cut ...]" in fields["stdout"]
 
 
+def test_a_value_too_large_for_a_record_is_left_out_and_named(desk: Desk) -> None:
+    many = {str(number): number for number in range(20_000)}
+    desk.journal.emit("attempt_ended", {"attempt": "1.1.1.1", "metadata": many, "loss": 0.5})
+    desk.journal.commit()
+    assert desk.records()[-1].fields == {"attempt": "1.1.1.1", "loss": 0.5, "cut": "metadata"}
+
+
 def test_a_log_that_grew_large_names_its_successor(tmp_path: Path) -> None:
     desk = Desk(tmp_path, roll_bytes=1000)
     for number in range(20):
