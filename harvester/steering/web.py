@@ -83,9 +83,16 @@ def error_response(error: HarvesterError) -> Response:
 
 def _error_body(problems: Iterable[Problem]) -> dict[str, Any]:
     listed = [
-        {"field": item.key, "value": item.value, "message": item.expected} for item in problems
+        {"field": _field(item), "value": item.value, "message": item.expected} for item in problems
     ]
     return listed[0] | ({"problems": listed} if len(listed) > 1 else {})
+
+
+def _field(problem: Problem) -> str:
+    """The path of a field in the body; a task document names its part before the key."""
+    part = problem.file.partition(": ")[2]
+    dot = "." if part and problem.key and not problem.key.startswith("[") else ""
+    return f"{part}{dot}{problem.key}"
 
 
 def parse_json(data: bytes) -> Any:

@@ -1,0 +1,101 @@
+"""The service as a process: what it writes, whom it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from harvester.central.tasks import TaskClient, discover
+from harvester.errors import ConfigurationError, Refused
+from harvester.steering.database import parse_database_url
+from harvester.steering.serve import serve
+from tests.central_service import document
+from tests.support import wait_until
+
+_SERVE = """
+import sys
+from pathlib import Path
+from harvester.steering.serve import serve
+serve(state_home=Path(sys.argv[1]))
+"""
+
+
+@contextmanager
+def _process(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE, str(home)],
+        preexec_fn=lambda: os.umask(0),
+    )
+    try:
+        wait_until((home / "central.json").exists, timeout=30)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_service_says_where_it_is_and_ends_within_two_seconds(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    with _process(home) as process:
+        found = json.loads((home / "central.json").read_text())
+        url, token_file = discover(None, {}, home)
+        client = TaskClient(url, token_file)
+        assert client.ping()["service"] == "edge-harvester"
+        task = client.submit(document(sampler={"name": "auto", "options": {}}), {}).task
+        assert found["pid"] == process.pid
+        modes = {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()}
+        assert modes.pop("central.db.files") == 0o700
+        assert set(modes.values()) == {0o600}
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(timeout=10) == 0
+        assert time.monotonic() - began < 2.0
+        assert not (home / "central.json").exists()
+    with _process(home):
+        url, token_file = discover(None, {}, home)
+        assert TaskClient(url, token_file).show(task)["state"] == "running"
+
+
+def test_a_second_service_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    with _process(home) as process, pytest.raises(Refused, match=f"process {process.pid}, http"):
+        serve(state_home=home)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1"])
+def test_plain_http_is_for_the_loopback_only(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigurationError, match="tokens would travel in the clear"):
+        serve(host=host, state_home=tmp_path)
+
+
+def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--tls-key"):
+        serve(tls_cert=tmp_path / "cert.pem", state_home=tmp_path)
+    with pytest.raises(ConfigurationError, match="expected a readable PEM file"):
+        serve(tls_cert=tmp_path / "c", tls_key=tmp_path / "k", state_home=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("mysql://user:secret@host/db", "expected sqlite:///PATH or postgresql"),
+        ("sqlite://", "expected a file"),
+        ("sqlite:///:memory:", "expected a file"),
+        ("://", "is not a database URL"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused(
+    tmp_path: Path, value: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=sentence) as raised:
+        parse_database_url(value, tmp_path / "central.db")
+    assert "secret" not in str(raised.value)
