@@ -71,8 +71,9 @@ class Loop:
         """Wait for at most ``timeout_s`` (None: as long as nothing happens), then call once."""
         for key, _ in self._selector.select(self._wait_s(timeout_s)):
             # An earlier call of this turn may have closed it, and its number may be another's.
-            if self._calls.get(key.fd) is key.data:
-                key.data()
+            call = self._calls.get(key.fd)
+            if call is not None and call is key.data:
+                call()
         self._run_timers()
 
     def close(self) -> None:

@@ -68,7 +68,7 @@ class Payload:
         self._began = self._loop.now()
         self._workdir = node.workplace.directory(order.attempt)
         self._streams = Streams(self._loop, spec.keep_output_bytes)
-        self._reporter = Reporter(node, order.attempt, self._workdir)
+        self._reporter = Reporter(node, order.attempt, self._workdir, self._looked)
         self._saver = Saver(node, order.attempt, None)
         self._live: Set[int] = set()
         self._exits: List[Exit] = []
@@ -204,6 +204,9 @@ class Payload:
     def touched(self) -> None:
         """Something was written in its working directory."""
         self._reporter.touched()
+
+    def _looked(self) -> None:
+        self._saver.look_for_hint(self._workdir)
 
     # --- stopping ---
 

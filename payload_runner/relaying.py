@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -22,6 +23,8 @@ from payload_runner.watching import MetricsTail
 WATCH_AFTER_S = 2.0  # shorter payloads are read at their end (rule 23)
 LOOK_S = 1.0  # between looks, and between events of reports
 LOOK_MAX_S = 5.0
+HINT_FILE = ".harvester-checkpoint"  # client.py writes it when a checkpoint is whole
+HINT_PAUSE_S = 30.0  # hints come as often as the payload likes; saves do not
 _BACK_OFF = 1.5
 _SKIPPED_SHOWN = 10
 _log = logging.getLogger(__name__)
@@ -30,8 +33,10 @@ _log = logging.getLogger(__name__)
 class Reporter:
     """Relays the lines of one attempt's metrics file, at most one event a second."""
 
-    def __init__(self, node: Node, attempt: str, workdir: Path) -> None:
+    def __init__(self, node: Node, attempt: str, workdir: Path, looked: Callable[[], None]) -> None:
+        """``looked`` is called at every look, for what else is to be looked at."""
         self._node = node
+        self._looked = looked
         self._attempt = attempt
         self._workdir = workdir
         self._tail = MetricsTail(workdir)
@@ -73,6 +78,7 @@ class Reporter:
 
     def _look_again(self) -> None:
         fresh = self._look()
+        self._looked()
         self._pause_s = LOOK_S if fresh else min(self._pause_s * _BACK_OFF, LOOK_MAX_S)
         self._timer = self._node.loop.call_in(self._pause_s, self._look_again)
 
@@ -101,6 +107,8 @@ class Saver:
         self._then: Optional[Callable[[], None]] = None
         self._timer: Optional[Timer] = None
         self._refused = ""
+        self._hint_seen = 0
+        self._hint_taken = -HINT_PAUSE_S
 
     @property
     def progress(self) -> bool:
@@ -117,6 +125,19 @@ class Saver:
         """No more periodic looks."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def look_for_hint(self, workdir: Path) -> None:
+        """Save now if the payload says that its checkpoint is whole, at most every 30 s."""
+        now = self._node.loop.now()
+        if self._keeper is None or self._busy or now - self._hint_taken < HINT_PAUSE_S:
+            return
+        try:
+            hint = os.stat(workdir / HINT_FILE).st_mtime_ns
+        except OSError:
+            return
+        if hint != self._hint_seen:
+            self._hint_seen, self._hint_taken = hint, now
+            self.save_then(_nothing)
 
     def save_then(self, call: Callable[[], None]) -> None:
         """Save what is new, then ``call``. The latest ``call`` replaces one still waiting."""

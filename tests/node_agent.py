@@ -156,11 +156,11 @@ class AgentProcess:
     ) -> dict[str, Any]:
         """The fields of the first message of a kind (and an attempt)."""
 
-        def found() -> dict[str, Any] | None:
+        def found() -> list[dict[str, Any]]:
             self.listen()
-            return next(iter(self.told(kind, attempt)), None)
+            return self.told(kind, attempt)
 
-        return wait_until(found, timeout)  # type: ignore[return-value]
+        return wait_until(found, timeout)[0]
 
     def wait_while_listening(self, predicate: Callable[[], Any], timeout: float = 10.0) -> Any:
         """As ``wait_until``, taking messages meanwhile."""

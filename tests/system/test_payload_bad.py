@@ -1,0 +1,184 @@
+"""Payloads that misbehave: the point fails with the true reason, and the node goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from payload_runner.placement import Slot
+from payload_runner.processes import attempt_of
+from tests.node_agent import AgentProcess, make_plan
+
+GOOD = """echo '{"loss": 0.5}' > output.json"""
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    with AgentProcess(tmp_path_factory.mktemp("agent")) as running:
+        yield running
+
+
+@pytest.fixture
+def attempt(request: pytest.FixtureRequest) -> str:
+    """An attempt id of the test's own."""
+    return f"1.{zlib.crc32(request.node.name.encode())}.1.1"
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("head -c 100 /dev/urandom > output.json", "output.json is not JSON"),
+        (f"{GOOD}; exit 3", "exit code 3"),
+        ("echo boom >&2; exit 1", "exit code 1; stderr ends: boom"),
+        ("true", "output.json was not written"),
+        ("""echo '{"loss": "abc"}' > output.json""", 'loss is "abc", not a number'),
+        ("""echo '{"loss": NaN}' > output.json""", "loss is nan, not finite"),
+        ("""echo '{"loss": Infinity}' > output.json""", "loss is inf, not finite"),
+        ("""echo '{"status": 1, "loss": 1}' > output.json""", "status is 1, not 0"),
+        ("mkfifo output.json", "output.json was not written"),
+        ("ln -s /dev/zero output.json", "output.json was not written"),
+        ("truncate -s 3G output.json", "output.json is larger than"),
+        ("mkdir output.json", "output.json was not written|Is a directory"),
+        ("./missing.sh", "exit code 127 (command not found)"),
+        ("kill -SEGV $$", "killed by SIGSEGV"),
+        ("kill -KILL $$", "killed by SIGKILL, not by the harvester"),
+        ("chmod 0 . ; exit 4", "exit code 4"),
+        ("rm -rf $PWD; exit 5", "exit code 5"),
+    ],
+)
+def test_point_fails_with_the_true_reason(
+    agent: AgentProcess, attempt: str, command: str, reason: str
+) -> None:
+    ended = agent.run(command, attempt)
+    assert (ended.state, ended.blame) == ("failed", "point")
+    assert ended.reason is not None
+    assert any(words in ended.reason for words in reason.split("|")), ended.reason
+
+
+def test_children_that_outlive_the_payload_are_killed(agent: AgentProcess, attempt: str) -> None:
+    # In its group, in a session of its own, and as a daemon twice forked.
+    ended = agent.run(
+        f"sleep 1000 & setsid sleep 1000 & (setsid sh -c 'sleep 1000 & sleep 1000' &) ; {GOOD}",
+        attempt,
+    )
+    assert ended.state == "succeeded"
+    assert processes_of(attempt) == []
+
+
+def test_child_that_keeps_stdout_open_does_not_hold_up_the_end(
+    agent: AgentProcess, attempt: str
+) -> None:
+    began = time.monotonic()
+    assert agent.run(f"(setsid sleep 60 &); {GOOD}", attempt).state == "succeeded"
+    assert time.monotonic() - began < 10.0
+
+
+def test_payload_that_ignores_sigterm_is_killed(agent: AgentProcess, attempt: str) -> None:
+    agent.start("trap '' TERM; echo up; while :; do sleep 0.1; done", attempt, kill_s=0.3)
+    agent.wait_for("attempt_started", attempt)
+    agent.stop(attempt, "pruned")
+    ended = agent.outcome(attempt)
+    assert (ended.state, ended.signal, ended.reason) == ("pruned", 9, "asked to")
+    assert processes_of(attempt) == []
+
+
+def test_flood_on_stdout_is_bounded_and_its_ends_are_kept(
+    agent: AgentProcess, attempt: str
+) -> None:
+    ended = agent.run(
+        "echo first; head -c 200000000 /dev/zero | tr '\\0' x; echo; echo last; exit 1", attempt
+    )
+    assert ended.stdout is not None
+    assert len(ended.stdout) <= 16 * 1024
+    assert ended.stdout.startswith("first\n")
+    assert ended.stdout.endswith("last\n")
+    with open(f"/proc/{agent.process.pid}/status") as status:
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read())
+    assert int(peak) < 64 * 1024
+
+
+def test_flood_does_not_keep_others_waiting(agent: AgentProcess, attempt: str) -> None:
+    agent.start("yes", f"{attempt}f")
+    agent.wait_for("attempt_started", f"{attempt}f")
+    began = time.monotonic()
+    assert agent.run(GOOD, attempt).state == "succeeded"
+    assert time.monotonic() - began < 5.0
+    agent.stop(f"{attempt}f")
+    agent.outcome(f"{attempt}f")
+
+
+def test_time_limit_blames_the_point(agent: AgentProcess, attempt: str) -> None:
+    ended = agent.run("sleep 100", attempt, time_limit_s=0.2, warn_s=0.1)
+    reason = "ran longer than its limit of 0.2 s"
+    assert (ended.state, ended.blame, ended.reason) == ("timed_out", "point", reason)
+
+
+def test_memory_limit_holds_for_the_whole_tree(agent: AgentProcess, attempt: str) -> None:
+    hog = "import time; x = bytearray(60_000_000); time.sleep(60)"
+    command = f"""for n in 1 2 3; do python3 -S -c '{hog}' & done; wait"""
+    slot = Slot(node=0, hosts=("node0",), memory_mb=150)
+    ended = agent.run(command, attempt, slot=slot)
+    assert (ended.state, ended.blame) == ("failed", "point")
+    assert re.fullmatch(r"used \d+ MB of memory, its limit is 150 MB", ended.reason or "")
+    assert processes_of(attempt) == []
+
+
+def test_segment_name_with_shell_words_is_refused(agent: AgentProcess, attempt: str) -> None:
+    ended = agent.run("echo %SEGMENT_NAME", attempt, segment="a;touch /tmp/x")
+    assert (ended.state, ended.blame) == ("failed", "point")
+    assert "only letters, digits and ._- are allowed" in str(ended.reason)
+
+
+def test_start_that_is_not_there_is_refused_by_name(agent: AgentProcess, attempt: str) -> None:
+    from payload_runner.protocol import Shape
+
+    ended = agent.run(GOOD, attempt, shape=Shape(start="mpi"))
+    assert (ended.state, ended.blame) == ("failed", "site")
+    assert "shape.start is 'mpi'" in str(ended.reason)
+
+
+def test_input_that_was_tampered_with_blames_the_site(agent: AgentProcess, attempt: str) -> None:
+    item = agent.add_input("train.py", b"print('good')")
+    agent.spool.input(item.sha256).write_bytes(b"print('evil')")
+    ended = agent.run(GOOD, attempt, files=(item,))
+    assert (ended.state, ended.blame) == ("failed", "site")
+    assert "is not what" in str(ended.reason)
+
+
+def test_full_disk_of_others_blames_the_node_and_own_use_the_point(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    try:
+        with AgentProcess(tmp_path, make_plan(node_local_dir=str(disk))) as agent:
+            own = agent.run("head -c 20000000 /dev/zero > big || exit 1", "1.1.1.1")
+            assert (own.state, own.blame) == ("failed", "point")
+            assert "the payload filled its disk" in str(own.reason)
+            (disk / "others").write_bytes(b"x" * 7_400_000)
+            other = agent.run("head -c 2000000 /dev/zero > big || exit 1", "1.2.1.1")
+            assert (other.state, other.blame) == ("failed", "node")
+            assert "disk of the working directory is full" in str(other.reason)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_working_directories_do_not_pile_up(agent: AgentProcess, attempt: str) -> None:
+    agent.run("truncate -s 1M big; exit 1", attempt)
+    agent.wait_while_listening(lambda: list(agent.spool.work.glob(f"*/{attempt}")) == [])
+
+
+def processes_of(attempt: str) -> list[int]:
+    """Processes of the machine that belong to an attempt."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if attempt_of(pid) == attempt]
