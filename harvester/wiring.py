@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,43 @@ def make_daemon(site: Site, overrides: CentralOverrides | None = None) -> Daemon
         effects=ThreadEffects(clock),
         plan=plan,
     )
+
+
+def rebuild_index(site: Site) -> Mapping[str, int]:
+    """Rebuild a site's index from its logs, under the lease; the attempts found, by state.
+
+    Raises:
+        Fenced: somebody drives the spool; says who.
+        StorageUnavailable: state directory, spool or the index's disk refuses.
+    """
+    import random
+
+    from harvester.clock import SystemClock
+    from harvester.daemon.opening import Ports, prepare
+    from harvester.effects import InlineEffects
+    from harvester.recover import Sources, rebuild
+    from payload_runner.files import RealFiles
+
+    files = RealFiles()
+    ports = Ports(
+        site=site,
+        batch=make_batch(site),
+        central=make_central(site),
+        files=files,
+        clock=SystemClock(),
+        effects=InlineEffects(),
+    )
+    grounds = prepare(ports, random.Random())
+    while (wait_s := grounds.lease.acquire()) > 0:
+        log.info("Waits for the lease of the last driver. seconds=%.0f", wait_s)
+        time.sleep(wait_s)
+    try:
+        store = rebuild(Sources(files, grounds.spool, site.state_dir), site.index, grounds.spool_id)
+        counts = store.attempts.counts()
+        store.close()
+    finally:
+        grounds.lease.release()
+    return counts
 
 
 def render_job(

@@ -1,15 +1,18 @@
-"""Options that several nouns share."""
+"""Options that several nouns share, and what commands that drive a site check first."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from harvester.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from harvester.site import Site
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -62,3 +65,19 @@ def task_client(central: str | None, token_file: Path | None) -> Any:
 def wrong_argument(argument: str, value: str, expected: str) -> UsageError:
     """An argument that parses but cannot be meant."""
     return UsageError(Problem("command line", argument, repr(value), expected))
+
+
+def refuse_second(site: Site) -> None:
+    """Say at once who drives this spool from this host; the lease alone would take its period."""
+    from harvester.errors import Fenced
+    from harvester.paths import site_states
+    from harvester.views.site_states import Health, read_state
+
+    found = read_state(site.name, site_states(os.environ) / site.name)
+    status = found.status
+    if found.health is not Health.ALIVE or not status or status.get("host") != os.uname().nodename:
+        return
+    raise Fenced(
+        f"process {status.get('pid')} on {status.get('host')} drives {site.spool} since "
+        f"{status.get('started')}; stop it first (kill {status.get('pid')})"
+    )

@@ -22,6 +22,7 @@ COMMANDS = {
     "run": Lazy("harvester.cli.run:run", "Drive a site: the daemon, or one round of it."),
     "stop": Lazy("harvester.cli.stop:stop", "Drain a site: nothing new is submitted or started."),
     "start": Lazy("harvester.cli.stop:start", "Take back `stop`."),
+    "recover": Lazy("harvester.cli.recover:recover", "Rebuild a site's index from its logs."),
     "site": Lazy("harvester.cli.site:site", "List, show, check and render site files."),
     "central": Lazy("harvester.cli.central:central", "Run the embedded central service."),
     "completion": Lazy("harvester.cli.completion:completion", "Print a shell completion script."),

@@ -6,12 +6,13 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from harvester.cli.options import central_options, site_option
+from harvester.cli.options import central_options, refuse_second, site_option
 
 if TYPE_CHECKING:
     from harvester.notify import ServiceManager
@@ -44,10 +45,8 @@ def run(
     loaded = load_site(site, os.environ)
     overrides = CentralOverrides(url=central, token_file=token_file)
     _leave_pointer(loaded, site)
-    if once:
-        _run_round(loaded, overrides)
-    else:
-        _run_loop(site, loaded, overrides)
+    refuse_second(loaded)
+    _drive(site, loaded, overrides, once=once)
 
 
 class Wishes:
@@ -61,6 +60,7 @@ class Wishes:
         self.leave = False
         self.reload = False
         self._manager = manager
+        self._wake: Callable[[], None] = _nothing
 
     def is_set(self) -> bool:
         """Whether to finish the step in hand and come back."""
@@ -73,14 +73,24 @@ class Wishes:
         signal.signal(signal.SIGINT, self._leave)
         signal.signal(signal.SIGHUP, self._reload)
 
+    def wake_with(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when a signal has come, so that nobody sleeps over it."""
+        self._wake = wake
+
     def _leave(self, *_: object) -> None:
         self.leave = True
+        self._wake()
 
     def _reload(self, *_: object) -> None:
         self.reload = True
+        self._wake()
 
 
-def _run_loop(name: str, site: Site, overrides: CentralOverrides) -> None:
+def _nothing() -> None:
+    return None
+
+
+def _drive(name: str, site: Site, overrides: CentralOverrides, *, once: bool) -> None:
     from harvester.notify import ServiceManager
     from harvester.wiring import make_daemon
 
@@ -90,18 +100,16 @@ def _run_loop(name: str, site: Site, overrides: CentralOverrides) -> None:
     while not wishes.leave:
         wishes.reload = False
         daemon = make_daemon(site, overrides)
+        wishes.wake_with(daemon.wake)
+        if once:
+            daemon.run_once(ROUND_LIMIT_S, wishes)
+            return
         manager.ready(f"Drives {site.name}")
         daemon.run(wishes)
         if wishes.reload:
             manager.reloading()
             site = _reloaded(name, site)
     manager.stopping()
-
-
-def _run_round(site: Site, overrides: CentralOverrides) -> None:
-    from harvester.wiring import make_daemon
-
-    make_daemon(site, overrides).run_once(ROUND_LIMIT_S)
 
 
 def _reloaded(name: str, site: Site) -> Site:

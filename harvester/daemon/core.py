@@ -123,12 +123,14 @@ class Daemon:
         finally:
             self.close()
 
-    def run_once(self, deadline_s: float = 240.0) -> None:
-        """One full round: until nothing is left to do at once, or the deadline; then leave."""
+    def run_once(self, deadline_s: float = 240.0, stop: StopSignal | None = None) -> None:
+        """One full round: until nothing is left to do at once, the deadline or ``stop``."""
         self._mode = "once"
         until = self._clock.monotonic() + deadline_s
         try:
             while (left := until - self._clock.monotonic()) > 0:
+                if stop is not None and stop.is_set():
+                    break
                 outcome = self.tick()
                 in_flight = self._ports.effects.unfinished()
                 if self._round is None:

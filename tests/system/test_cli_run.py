@@ -1,0 +1,178 @@
+"""``harvester run`` as a process: signals, a second instance, one round, recovery. No service."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import harvester
+from tests.support import wait_until
+
+SCHEMA = Path(harvester.__file__).parent / "schemas/status.schema.json"
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> Mapping[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    places = {
+        f"XDG_{name}_HOME": str(tmp_path / name.lower()) for name in ("STATE", "CONFIG", "CACHE")
+    }
+    return {**kept, **places, "LC_ALL": "C.UTF-8"}
+
+
+def call(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "harvester", *arguments)
+    return subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def state(environ: Mapping[str, str]) -> dict[str, Any]:
+    found = json.loads(call(environ, "status", "--json").stdout)["sites"]
+    return dict(found[0]) if found else {"health": "none", "status": None}
+
+
+Running = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def running(environ: Mapping[str, str], tmp_path: Path) -> Running:
+    """Starts ``harvester run`` and waits until it drives; kills what is left at the end."""
+
+    @contextmanager
+    def start(*arguments: str, **more: str) -> Iterator[subprocess.Popen[str]]:
+        status = tmp_path / "state/harvester/sites/local/spool/status.json"
+        status.unlink(missing_ok=True)
+        command = (sys.executable, "-m", "harvester", "run", *arguments)
+        process = subprocess.Popen(
+            command, env={**environ, **more}, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            wait_until(lambda: status.exists() or process.poll() is not None, 30)
+            assert process.poll() is None
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    return start
+
+
+def leave(process: subprocess.Popen[str], how: signal.Signals) -> str:
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_daemon_asked_to_end_leaves_in_order(
+    environ: Mapping[str, str], running: Running, how: signal.Signals
+) -> None:
+    with running() as process:
+        assert state(environ)["health"] == "alive"
+        errors = leave(process, how)
+    assert "Traceback" not in errors
+    found = state(environ)
+    assert found["health"] == "stopped"
+    jsonschema.validate(found["status"], json.loads(SCHEMA.read_text()))
+
+
+def test_second_instance_is_refused_at_once_with_the_first_ones_name(
+    environ: Mapping[str, str], running: Running
+) -> None:
+    with running() as process:
+        for arguments in (["run"], ["run", "--once"]):
+            done = call(environ, *arguments)
+            assert done.returncode == 75
+            assert f"process {process.pid} on {os.uname().nodename} drives" in done.stderr
+
+
+def test_killed_daemon_is_reported_dead_and_the_next_takes_over(
+    environ: Mapping[str, str], running: Running
+) -> None:
+    with running() as process:
+        process.kill()
+        process.wait()
+        assert state(environ)["health"] == "died"
+        assert "DIED" in call(environ, "status").stdout
+    assert call(environ, "run", "--once").returncode == 0
+    assert state(environ)["health"] == "stopped"
+
+
+def test_hangup_reads_the_site_file_anew_and_keeps_the_old_one_if_it_is_wrong(
+    environ: Mapping[str, str], running: Running
+) -> None:
+    mine = Path(environ["XDG_CONFIG_HOME"]) / "harvester/sites/local.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("extends: local\n")
+
+    def allowed() -> float:
+        status = state(environ)["status"] or {"budgets": {"queries_allowed": 0}}
+        return float(status["budgets"]["queries_allowed"])
+
+    with running() as process:
+        mine.write_text("extends: local\nbudgets: {queries_per_minute: 77}\n")
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: allowed() == 77, 30)
+        mine.write_text("extends: local\nbudgets: {queries_per_minute: none}\n")
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        line = wait_until(lambda: next((x for x in process.stderr or () if "Keeps" in x), ""), 30)
+        assert "local.yaml:2: budgets.queries_per_minute" in line
+        leave(process, signal.SIGTERM)
+    assert allowed() == 77
+
+
+def test_service_manager_is_told_of_the_whole_life(running: Running, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+        address = str(tmp_path / "notify")
+        link.bind(address)
+        link.settimeout(20)
+        with running(NOTIFY_SOCKET=address, WATCHDOG_USEC="600000") as process:
+            heard = [link.recv(4096).decode() for _ in range(3)]
+            assert heard[0].startswith("READY=1")
+            assert heard[1:] == ["WATCHDOG=1"] * 2
+            leave(process, signal.SIGTERM)
+            link.setblocking(False)
+            rest: list[str] = []
+            while not rest or rest[-1] != "STOPPING=1":
+                rest.append(link.recv(4096).decode())
+
+
+def test_single_round_without_a_service_is_no_failure(environ: Mapping[str, str]) -> None:
+    done = call(environ, "run", "--once")
+    assert done.returncode == 0
+    assert "harvester central serve" in done.stderr
+    assert "last round ended" in call(environ, "status").stdout
+
+
+def test_recover_rebuilds_a_lost_index(environ: Mapping[str, str], tmp_path: Path) -> None:
+    assert call(environ, "recover").returncode == 66
+    assert call(environ, "run", "--once").returncode == 0
+    index = tmp_path / "state/harvester/sites/local/index.sqlite"
+    index.write_bytes(b"rubbish")
+    done = call(environ, "recover", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"site": "local", "index": str(index), "attempts": {}}
+    assert index.read_bytes().startswith(b"SQLite format 3")
+
+
+def test_recover_is_refused_while_a_daemon_drives(
+    environ: Mapping[str, str], running: Running
+) -> None:
+    with running() as process:
+        done = call(environ, "recover")
+        assert done.returncode == 75
+        assert str(process.pid) in done.stderr
