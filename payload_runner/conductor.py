@@ -90,7 +90,7 @@ class Conductor:
         self._gone: Set[int] = set()
         self._first_joined: Optional[float] = None
         self._opened = False
-        self._orders: Dict[str, Order] = {}  # waiting
+        self._orders: Dict[str, Tuple[Order, Fields]] = {}  # waiting; as read, and as they came
         self._live: Dict[str, Live] = {}
         self._outcomes = dict(history.outcomes)
         self._ran_on: Dict[str, int] = {}
@@ -298,7 +298,7 @@ class Conductor:
             self._refuse(attempt, f"payload {error} was never defined, or not readably")
             return
         self._busy_at = now
-        self._orders[attempt] = order
+        self._orders[attempt] = (order, fields)
         if self.drain is not None:
             self._hand_back((attempt,), self.drain.reason)
             return
@@ -456,9 +456,8 @@ class Conductor:
             self._run(assignment, now, remaining_s)
 
     def _run(self, assignment: Assignment, now: float, remaining_s: float) -> None:
-        order = self._orders.pop(assignment.attempt)
+        order, order_fields = self._orders.pop(assignment.attempt)
         self._live[order.attempt] = Live(order, assignment.slots, now)
-        order_fields = to_fields(order)
         for slot in assignment.slots:
             if (slot.node, order.payload_id) not in self._told:
                 self._told.add((slot.node, order.payload_id))

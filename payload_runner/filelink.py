@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from payload_runner.files import Files, RealFiles
 from payload_runner.inotify import OVERFLOW, Inotify, open_inotify
-from payload_runner.logfile import LogReader, LogWriter, Record
+from payload_runner.logfile import LogReader, LogWriter, Record, RecordTooLarge
 from payload_runner.protocol import IncarnationPaths
 from payload_runner.shrinking import fitted
 from payload_runner.transport import LinkLost, Message
@@ -81,7 +81,10 @@ class _Half:
 
     def append(self, kind: str, fields: Dict[str, Any]) -> int:
         self._said = self._monotonic()
-        return self.writer.append(kind, fitted(kind, fields))
+        try:
+            return self.writer.append(kind, fields)
+        except RecordTooLarge:
+            return self.writer.append(kind, fitted(kind, fields))
 
     def show_life(self) -> None:
         if self._monotonic() - self._said >= ALIVE_S:

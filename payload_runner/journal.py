@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, Optional
 
 from payload_runner.files import Files
-from payload_runner.logfile import ROLL_BYTES, LogWriter, Record
+from payload_runner.logfile import ROLL_BYTES, LogWriter, Record, RecordTooLarge
 from payload_runner.protocol import IncarnationPaths, Opened, to_fields
 from payload_runner.shrinking import fitted
 
@@ -48,8 +48,11 @@ class Journal:
     def emit(self, kind: str, fields: Dict[str, Any], *, urgent: bool = False) -> None:
         """Buffer an event; too long texts in it are cut. ``urgent``: no waiting for company."""
         self._at = self._clock()
-        fields = fitted(kind, fields)
-        seq = self._log.append(kind, fields)
+        try:
+            seq = self._log.append(kind, fields)
+        except RecordTooLarge:
+            fields = fitted(kind, fields)
+            seq = self._log.append(kind, fields)
         kept = self._kept[self.writer]
         kept.append(Record(seq, kind, self._at, fields, 0, 0))
         if len(kept) > MEMORY_RECORDS:
