@@ -12,9 +12,9 @@ from harvester.daemon.desk import Desk
 from harvester.daemon.watch_batch import WatchBatch
 from harvester.effects import Finished
 from harvester.errors import Fenced, StorageUnavailable, SubmissionRefused
+from harvester.jobs import job_of
 from harvester.model import AllocationState, JobId, Tag
 from harvester.planning.facts import NewAllocation
-from harvester.site import Queue
 from harvester.store.allocations import AllocationRow
 from harvester.store.positions import Position
 from payload_runner.protocol import AllocationPlan, dump_json
@@ -219,25 +219,11 @@ def allocation_plan(desk: Desk, row: AllocationRow) -> AllocationPlan:
 
 def batch_job(desk: Desk, row: AllocationRow) -> BatchJob:
     """The job that an allocation becomes."""
-    site = desk.site
-    queue = _queue(site.queues, row.queue)
-    command = (site.runner.python, str(desk.runner), "lead", str(desk.spool.root), str(row.tag))
-    return BatchJob(
+    return job_of(
+        desk.site,
         tag=row.tag,
         nodes=row.nodes,
         walltime_s=row.walltime_s,
-        directory=desk.spool.allocation(row.tag).root,
-        command=command,
         queue=row.queue,
-        account=site.account,
-        gpus_per_node=site.node.gpus,
-        cores_per_node=site.node.cores,
-        memory_mb_per_node=site.node.memory_mb,
-        warn_s=site.runner.drain_margin_s,
-        directives=(*site.directives, *(queue.directives if queue else ())),
-        prologue=site.runner.prologue,
+        runner=desk.runner,
     )
-
-
-def _queue(queues: Iterable[Queue], name: str) -> Queue | None:
-    return next((queue for queue in queues if queue.name == name), None)

@@ -95,7 +95,9 @@ class WatchBatch:
         return self._observed_at + self._desk.site.budgets.query_interval_s - now
 
     def _has_reason(self) -> bool:
-        return self._wanted or bool(self._desk.store.allocations.not_ended())
+        # An open breaker needs sound answers to close, whether or not a job is left to look for.
+        outage = self.breaker.open_since is not None
+        return self._wanted or outage or bool(self._desk.store.allocations.not_ended())
 
     def _may_query(self) -> bool:
         wall = self._desk.clock.now()
