@@ -93,6 +93,8 @@ def unpack(path: Path, directory: Path) -> None:
             written += item.size
             if count >= MAX_FILES or written > MAX_RAW_BYTES:
                 raise Broken(f"{path.name}: more than {MAX_FILES} entries or {MAX_RAW_BYTES} bytes")
+            if item.isdir() and item.name in (".", ""):
+                continue  # as `tar -C dir .` writes it
             if item.issym():
                 links.append(item)
             else:

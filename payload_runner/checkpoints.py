@@ -34,6 +34,8 @@ from payload_runner.protocol import (
     SpoolPaths,
 )
 
+Copy = Callable[[Path, Path, os.stat_result], None]
+
 KEPT = 2  # per attempt; the older one for whoever has not heard of the newer yet
 RETRY_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.0)  # between copies of files that did not hold still
 GIVE_UP_AFTER = 5  # looks in a row that found files changing
@@ -44,7 +46,7 @@ class Refused(ValueError):
     """This checkpoint cannot be taken; the text says why and names the files."""
 
 
-class _Unsettled(Exception):
+class Unsettled(Exception):
     """Files changed while they were copied."""
 
 
@@ -140,8 +142,10 @@ class Keeper:
         *,
         limit_bytes: int = CHECKPOINT_LIMIT_BYTES,
         sleep: Callable[[float], None] = time.sleep,
+        copy: Optional[Copy] = None,
     ) -> None:
         """``staging``: a directory of ours on the same disk; made when needed, then removed."""
+        self._copy = copy or copy_still
         self.saved = 0
         self._attempt = attempt
         self._rule = rule
@@ -194,7 +198,7 @@ class Keeper:
                 return None, []
             try:
                 return found, self._stage(found)
-            except _Unsettled:
+            except Unsettled:
                 shutil.rmtree(self._staging, ignore_errors=True)
                 self._sleep(wait_s)
         self._unsettled_looks += 1
@@ -213,7 +217,7 @@ class Keeper:
         files = sum(entry.kind == "f" for entry in found.entries)
         # One file was whole while it was open; several must also belong together.
         if files > 1 and survey(self._workdir, self._rule).signature != found.signature:
-            raise _Unsettled
+            raise Unsettled
         return members
 
     def _member(self, number: int, entry: Entry) -> Member:
@@ -221,7 +225,7 @@ class Keeper:
         if entry.kind != "f":
             return Member(entry.name, mode, mtime, link=entry.link)
         copy = self._staging / str(number)
-        _copy_still(self._workdir / entry.name, copy, entry.found)
+        self._copy(self._workdir / entry.name, copy, entry.found)
         return Member(entry.name, mode, mtime, entry.found.st_size, copy)
 
     def _commit(self, found: Survey, members: List[Member]) -> Taken:
@@ -237,6 +241,26 @@ class Keeper:
         if number > KEPT:
             self._incarnation.checkpoint(self._attempt, number - KEPT).unlink(missing_ok=True)
         return Taken(ref, found.skipped)
+
+
+def copy_still(source: Path, target: Path, expected: os.stat_result) -> None:
+    """Copy a file that is the one ``expected`` both before and after.
+
+    Raises:
+        Unsettled: it is another one by now, or was written to.
+        OSError: the copy cannot be written.
+    """
+    try:
+        # O_NONBLOCK: a FIFO put in its place must not block us.
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unsettled from error
+    with open(fd, "rb") as reader, open(target, "wb") as writer:
+        if _facts(os.fstat(fd)) != _facts(expected):
+            raise Unsettled
+        shutil.copyfileobj(reader, writer, _CHUNK)
+        if _facts(os.fstat(fd)) != _facts(expected) or writer.tell() != expected.st_size:
+            raise Unsettled
 
 
 def restore(
@@ -318,20 +342,6 @@ def _look(workdir: Path, root: str, name: str, entries: List[Entry], skipped: Li
         entries.append(Entry(name, "f", found))
     else:
         skipped.append(f"{name} (neither file nor directory)")
-
-
-def _copy_still(source: Path, target: Path, expected: os.stat_result) -> None:
-    try:
-        # O_NONBLOCK: a FIFO put in its place must not block us.
-        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise _Unsettled from error
-    with open(fd, "rb") as reader, open(target, "wb") as writer:
-        if _facts(os.fstat(fd)) != _facts(expected):
-            raise _Unsettled
-        shutil.copyfileobj(reader, writer, _CHUNK)
-        if _facts(os.fstat(fd)) != _facts(expected) or writer.tell() != expected.st_size:
-            raise _Unsettled
 
 
 def _facts(found: os.stat_result) -> Tuple[int, int, int]:
