@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Set, Tuple
 
-from payload_runner.placement import Request, Slot
+from payload_runner.placement import Slot
 from payload_runner.protocol import Order, PayloadSpec
+from payload_runner.waiting import Request
 
 # So many different points that die within so many seconds, and none that succeeds, condemn a node.
 QUICK_FAILURES = 3

@@ -126,6 +126,51 @@ class Room:
         return tuple(sorted(nearest))
 
 
+class Node:
+    """A node of the allocation: its room, and what runs there."""
+
+    def __init__(self, host: str, shape: NodeShape) -> None:
+        self.host = host
+        self.room = Room(shape)
+        self.running: Dict[str, Grant] = {}
+        self.open = True  # takes new payloads
+
+
+def shape_problem(shape: Shape) -> Optional[str]:
+    """Why no payload can have this shape; None if it makes sense."""
+    if shape.nodes_min < 1 or shape.nodes_max < shape.nodes_min or shape.ranks_per_node < 1:
+        return (
+            f"its shape has {shape.nodes_min} to {shape.nodes_max} nodes and "
+            f"{shape.ranks_per_node} ranks on each; at least 1 is needed, and max not below min"
+        )
+    if min(shape.gpus_per_node, shape.cores_per_node, shape.memory_mb_per_node) < 0:
+        return "its shape asks for less than no GPUs, cores or memory"
+    return None
+
+
+def slots_of(node: NodeShape) -> float:
+    """The GPUs of a node; its cores where there are no GPUs."""
+    return float(node.gpus or node.cores)
+
+
+def slots_taken(grant: Grant, node: NodeShape) -> float:
+    """What a grant takes of them."""
+    if node.gpus:
+        return sum(units for _, units in grant.gpus) / WHOLE
+    return float(len(grant.cores))
+
+
+def too_big(shape: Shape, able: int) -> str:
+    """Why ``shape`` never runs where only ``able`` nodes can hold a part of it."""
+    parts = [f"{shape.gpus_per_node:g} GPUs"]
+    if shape.cores_per_node:
+        parts.append(f"{shape.cores_per_node} cores")
+    if shape.memory_mb_per_node:
+        parts.append(f"{shape.memory_mb_per_node} MB")
+    wanted = f"{shape.nodes_min} node{'s' if shape.nodes_min > 1 else ''} with {', '.join(parts)}"
+    return f"asks for {wanted}; {able} node{'' if able == 1 else 's'} of this allocation have that"
+
+
 def _units(gpus: float) -> int:
     # A third is 333 (three fit); 0.29 must not become 289 through its binary form.
     return int(gpus * WHOLE + 1e-6)

@@ -7,9 +7,10 @@ No I/O and no clock: events go out through ``emit``, messages to agents through 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Protocol, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from payload_runner.attempts import Fields, Health, Live, gpu_names, request_for
+from payload_runner.capacity import shape_problem
 from payload_runner.incarnation import History
 from payload_runner.logfile import Record
 from payload_runner.placement import Assignment, Placement
@@ -21,7 +22,6 @@ from payload_runner.protocol import (
     AttemptStarted,
     BadRecord,
     Draining,
-    HandedBack,
     Heartbeat,
     NodeLost,
     NodeQuarantined,
@@ -32,22 +32,15 @@ from payload_runner.protocol import (
     from_fields,
     to_fields,
 )
+from payload_runner.settled import Emit, Settled
 from payload_runner.walltime import stopping_grace
 
 JOIN_GRACE_S = 5.0  # after the first agent, the others are waited for this long before work begins
 JOIN_LIMIT_S = 120.0  # an agent that has not come by then does not come
-HAND_BACK_AT_ONCE = 500  # attempts in one record
 STEP_EVERY_S = 1.0  # while payloads wait: time passes, and with it what can still finish
 # The harvester wants to know soon which orders are read; each word costs a file commit.
 HEARTBEAT_MIN_S = {"local": 0.2, "shared": 2.0}
 STRAGGLERS_S = 5.0  # attempts that outlast a drain by this much (or half the margin) are given up
-_COMMITS = ("metadata_file", "metrics_file")
-
-
-class Emit(Protocol):
-    """Writes an event."""
-
-    def __call__(self, kind: str, fields: Fields, *, urgent: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -92,9 +85,7 @@ class Conductor:
         self._opened = False
         self._orders: Dict[str, Tuple[Order, Fields]] = {}  # waiting; as read, and as they came
         self._live: Dict[str, Live] = {}
-        self._outcomes = dict(history.outcomes)
-        self._ran_on: Dict[str, int] = {}
-        self._asked: Set[str] = set()  # ended attempts whose output is asked for
+        self._settled = Settled(emit, history.outcomes)
         self._health = Health()
         self._closed = False
         self._busy_at = now
@@ -106,7 +97,7 @@ class Conductor:
         self._slot_seconds = 0.0
         self._busy_slot_seconds = 0.0
         for attempt in history.unfinished():
-            self._end_attempt(attempt, _cut_short("the batch system started the job again"))
+            self._settled.end(attempt, _cut_short("the batch system started the job again"))
 
     # --- what is asked ---
 
@@ -203,7 +194,7 @@ class Conductor:
         attempt = str(fields.get("attempt"))
         live = self._live.get(attempt)
         if live is None:
-            self._late(attempt, kind, fields)
+            self._settled.late(attempt, kind, fields)
         elif node not in live.nodes:
             return
         elif kind == AttemptStarted.KIND:
@@ -284,8 +275,7 @@ class Conductor:
         attempt = str(fields.get("attempt"))
         if attempt in self._live or attempt in self._orders:
             return
-        if attempt in self._outcomes:
-            self._emit(*self._outcomes[attempt])
+        if self._settled.repeat(attempt):
             return
         try:
             check_attempt(attempt)
@@ -297,6 +287,10 @@ class Conductor:
         except KeyError as error:
             self._refuse(attempt, f"payload {error} was never defined, or not readably")
             return
+        problem = shape_problem(spec.shape)
+        if problem is not None:
+            self._refuse(attempt, problem)
+            return
         self._busy_at = now
         self._orders[attempt] = (order, fields)
         if self.drain is not None:
@@ -306,7 +300,7 @@ class Conductor:
         self._dirty = True
 
     def _refuse(self, attempt: str, reason: str) -> None:
-        self._end_attempt(attempt, to_fields(AttemptEnded(attempt, "failed", "site", reason)))
+        self._settled.end(attempt, to_fields(AttemptEnded(attempt, "failed", "site", reason)))
 
     def _stop(self, fields: Fields, now: float) -> None:
         attempt = str(fields.get("attempt"))
@@ -319,7 +313,7 @@ class Conductor:
             del self._orders[attempt]
             state = "pruned" if fields.get("outcome") == "pruned" else "cancelled"
             end = AttemptEnded(attempt, state, reason=str(fields.get("reason", "")))
-            self._end_attempt(attempt, to_fields(end))
+            self._settled.end(attempt, to_fields(end))
 
     def _drain_ordered(self, fields: Fields, now: float) -> None:
         within_s = self._stopping_s(now) if fields.get("now") else None
@@ -335,19 +329,16 @@ class Conductor:
 
     def _send_output(self, fields: Fields, now: float) -> None:
         attempt = str(fields.get("attempt"))
-        node = self._ran_on.get(attempt)
+        live = self._live.get(attempt)
+        node = live.nodes[0] if live is not None else self._settled.ask_for_output(attempt)
         if node is not None and node not in self._gone:
-            self._asked.add(attempt)
             self._send(node, "send_output", {"attempt": attempt})
 
-    def _hand_back(self, attempts: Tuple[str, ...], reason: str) -> None:
-        for at in range(0, len(attempts), HAND_BACK_AT_ONCE):
-            part = attempts[at : at + HAND_BACK_AT_ONCE]
-            self._emit(HandedBack.KIND, to_fields(HandedBack(part, reason)))
-            for attempt in part:
-                self._orders.pop(attempt, None)
-                alone = to_fields(HandedBack((attempt,), reason))
-                self._outcomes[attempt] = (HandedBack.KIND, alone)
+    def _hand_back(self, attempts: Iterable[str], reason: str) -> None:
+        waiting = tuple(attempts)
+        for attempt in waiting:
+            self._orders.pop(attempt, None)
+        self._settled.hand_back(waiting, reason)
 
     # --- private: agents ---
 
@@ -413,23 +404,9 @@ class Conductor:
         self._count(now)
         del self._live[attempt]
         self._placement.release(attempt)
-        self._ran_on[attempt] = live.nodes[0]
         self._busy_at = now
         self._dirty = True
-        self._end_attempt(attempt, live.outcome())
-
-    def _end_attempt(self, attempt: str, fields: Fields) -> None:
-        fields = {**fields, "attempt": attempt}
-        urgent = any(name in fields for name in _COMMITS)
-        self._emit(AttemptEnded.KIND, fields, urgent=urgent)
-        slim = {key: value for key, value in fields.items() if key not in ("stdout", "stderr")}
-        self._outcomes[attempt] = (AttemptEnded.KIND, slim)
-
-    def _late(self, attempt: str, kind: str, fields: Fields) -> None:
-        """Only output that was asked for still counts once an attempt has ended."""
-        if attempt in self._asked and kind == AttemptEnded.KIND:
-            self._asked.discard(attempt)
-            self._emit(kind, fields)
+        self._settled.end(attempt, live.outcome(), live.nodes[0])
 
     def _quarantine(self, node: int, reason: str) -> None:
         self._placement.close_node(node)
@@ -451,7 +428,7 @@ class Conductor:
         for attempt, reason in step.refuse:
             reasons.setdefault(reason, []).append(attempt)
         for reason, attempts in reasons.items():
-            self._hand_back(tuple(attempts), reason)
+            self._hand_back(attempts, reason)
         for assignment in step.start:
             self._run(assignment, now, remaining_s)
 

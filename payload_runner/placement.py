@@ -17,12 +17,23 @@ from __future__ import annotations
 import heapq
 import zlib
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, List, Optional, Set, Tuple
+from typing import Dict, FrozenSet, List, Optional, Tuple
 
-from payload_runner.capacity import WHOLE, Grant, Need, Room, can_ever_hold, need_of
+from payload_runner.capacity import (
+    WHOLE,
+    Need,
+    Node,
+    can_ever_hold,
+    need_of,
+    slots_of,
+    slots_taken,
+    too_big,
+)
 from payload_runner.protocol import NodeShape, Shape
+from payload_runner.waiting import MARGIN, Group, Request
 
-MARGIN = 1.1  # payloads take longer than expected
+__all__ = ["Assignment", "GpuShare", "Placement", "Request", "Slot", "Step"]
+
 # Of unknown duration and without checkpoints: only while this share of the time is left.
 UNKNOWN_FRACTION = 0.25
 # What saves checkpoints may start while there is time to load one and get somewhere.
@@ -60,21 +71,6 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A payload that waits for a place."""
-
-    attempt: str
-    shape: Shape
-    expected_s: Optional[float] = None  # None: nobody knows
-    checkpointable: bool = False
-    priority: int = 0
-
-    def done_by(self, now: float) -> Optional[float]:
-        """When it is expected to end if it starts now, with margin."""
-        return None if self.expected_s is None else now + self.expected_s * MARGIN
-
-
-@dataclass(frozen=True)
 class Assignment:
     """A payload starts now, on these slots (rank order)."""
 
@@ -88,14 +84,6 @@ class Step:
 
     start: Tuple[Assignment, ...] = ()
     refuse: Tuple[Tuple[str, str], ...] = ()  # attempt, reason
-
-
-class _Node:
-    def __init__(self, host: str, shape: NodeShape) -> None:
-        self.host = host
-        self.room = Room(shape)
-        self.running: Dict[str, Grant] = {}
-        self.open = True  # takes new payloads
 
 
 @dataclass(frozen=True)
@@ -112,34 +100,16 @@ class _Reservation:
     at: float
 
 
-class _Group:
-    """Waiting requests of one shape, and the nodes where one more may fit."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        self.queue: List[Tuple[int, int, str]] = []  # heap of (-priority, arrival, attempt)
-        self.hopeful: List[Tuple[int, int]] = []  # heap of (free GPU units when added, node)
-        self.members: Set[int] = set()
-        self.impossible: Optional[str] = None
-        self.judged = False
-
-    def hope(self, node: int, free_units: int) -> None:
-        """Something on this node ended: it may have room again."""
-        if node not in self.members:
-            self.members.add(node)
-            heapq.heappush(self.hopeful, (free_units, node))
-
-
 class Placement:
     """The state between steps. Nodes are known by their index."""
 
     def __init__(self, total_s: float) -> None:
         """``total_s``: from the start to the drain point, the measure of ``UNKNOWN_FRACTION``."""
         self._total_s = total_s
-        self._nodes: Dict[int, _Node] = {}
+        self._nodes: Dict[int, Node] = {}
         self._waiting: Dict[str, Request] = {}
         self._running: Dict[str, _Running] = {}
-        self._groups: Dict[Shape, _Group] = {}
+        self._groups: Dict[Shape, Group] = {}
         self._needs: Dict[Tuple[Shape, NodeShape], Need] = {}
         self._deadlines: List[Tuple[float, str]] = []  # heap of (-seconds it needs, attempt)
         self._arrivals = 0
@@ -152,8 +122,8 @@ class Placement:
 
     def add_node(self, index: int, host: str, shape: NodeShape) -> None:
         """A node joins."""
-        node = self._nodes[index] = _Node(host, shape)
-        self.slots += _size(shape)
+        node = self._nodes[index] = Node(host, shape)
+        self.slots += slots_of(shape)
         for group in self._groups.values():
             group.judged = False
             group.hope(index, node.room.free_units)
@@ -162,7 +132,7 @@ class Placement:
         """A node is gone; release what ran there as well."""
         node = self._nodes.pop(index, None)
         if node is not None:
-            self.slots -= _size(node.room.node)
+            self.slots -= slots_of(node.room.node)
             self._forget(index)
 
     def close_node(self, index: int) -> None:
@@ -204,7 +174,7 @@ class Placement:
                 continue
             grant = node.running.pop(attempt)
             node.room.give_back(grant)
-            self.slots_busy -= _size_of(grant, node.room.node)
+            self.slots_busy -= slots_taken(grant, node.room.node)
             if node.open:
                 for group in self._groups.values():
                     group.hope(index, node.room.free_units)
@@ -282,10 +252,10 @@ class Placement:
                 refused.append((attempt, f"needs {-needs_s:.0f} s and only {left:.0f} s are left"))
         return refused
 
-    def _group(self, shape: Shape) -> _Group:
+    def _group(self, shape: Shape) -> Group:
         group = self._groups.get(shape)
         if group is None:
-            group = self._groups[shape] = _Group(shape)
+            group = self._groups[shape] = Group(shape)
             for index, node in self._nodes.items():
                 if node.open:
                     group.hope(index, node.room.free_units)
@@ -297,7 +267,7 @@ class Placement:
             self._push_head(heads, group)
         return heads
 
-    def _push_head(self, heads: List[Tuple[int, int, str]], group: _Group) -> None:
+    def _push_head(self, heads: List[Tuple[int, int, str]], group: Group) -> None:
         """The group's first request that still waits (withdrawn ones are skipped late)."""
         while group.queue and group.queue[0][2] not in self._waiting:
             heapq.heappop(group.queue)
@@ -309,7 +279,7 @@ class Placement:
         if len(self._groups) > 16:
             self._groups = {shape: group for shape, group in self._groups.items() if group.queue}
 
-    def _impossible(self, group: _Group) -> Optional[str]:
+    def _impossible(self, group: Group) -> Optional[str]:
         if not self.settled:
             return None
         if not group.judged:
@@ -320,12 +290,12 @@ class Placement:
                 for node in self._nodes.values()
                 if node.open and can_ever_hold(node.room.node, shape)
             )
-            group.impossible = None if able >= shape.nodes_min else _too_big(shape, able)
+            group.impossible = None if able >= shape.nodes_min else too_big(shape, able)
         return group.impossible
 
     def _try(
         self,
-        group: _Group,
+        group: Group,
         request: Request,
         blocked: Optional[Request],
         now: float,
@@ -345,13 +315,13 @@ class Placement:
                 return assignment
         return None
 
-    def _candidates(self, group: _Group) -> List[Request]:
+    def _candidates(self, group: Group) -> List[Request]:
         """The first requests of the group; a short one may slip through a gap."""
         # The front of the heap is nearly in order, and costs nothing to look at.
         first = sorted(group.queue[:BACKFILL_DEPTH])
         return [self._waiting[attempt] for _, _, attempt in first if attempt in self._waiting]
 
-    def _may_fit(self, group: _Group) -> bool:
+    def _may_fit(self, group: Group) -> bool:
         """Whether enough nodes have room for one more; nodes that do not are dropped."""
         found: List[Tuple[int, int]] = []
         while group.hopeful and len(found) < group.shape.nodes_min:
@@ -365,7 +335,7 @@ class Placement:
         return len(found) >= group.shape.nodes_min
 
     def _place(
-        self, group: _Group, request: Request, avoid: FrozenSet[int], now: float
+        self, group: Group, request: Request, avoid: FrozenSet[int], now: float
     ) -> Optional[Assignment]:
         """Place on the fullest nodes that have room, which leaves whole nodes for the big."""
         shape = request.shape
@@ -403,7 +373,7 @@ class Placement:
         node, shape = self._nodes[index], request.shape
         grant = node.room.take(self._need(shape, node.room.node))
         node.running[request.attempt] = grant
-        self.slots_busy += _size_of(grant, node.room.node)
+        self.slots_busy += slots_taken(grant, node.room.node)
         world_size = shape.ranks_per_node * len(hosts)
         return Slot(
             node=index,
@@ -452,7 +422,7 @@ class Placement:
         self._reservation = _Reservation(request.attempt, nodes, at)
         return self._reservation
 
-    def _ready_at(self, node: _Node, shape: Shape, now: float) -> Optional[float]:
+    def _ready_at(self, node: Node, shape: Shape, now: float) -> Optional[float]:
         """When the node is expected to have room; None if not even empty."""
         need = self._need(shape, node.room.node)
         if node.room.fits(need):
@@ -473,26 +443,6 @@ class Placement:
         return max(now, done_by)
 
 
-def _size(node: NodeShape) -> float:
-    return float(node.gpus or node.cores)
-
-
-def _size_of(grant: Grant, node: NodeShape) -> float:
-    if node.gpus:
-        return sum(units for _, units in grant.gpus) / WHOLE
-    return float(len(grant.cores))
-
-
 def _port(attempt: str) -> int:
     """A rendezvous port; below the ephemeral range, and seldom the same for two payloads."""
     return 20000 + zlib.crc32(attempt.encode()) % 12000
-
-
-def _too_big(shape: Shape, able: int) -> str:
-    parts = [f"{shape.gpus_per_node:g} GPUs"]
-    if shape.cores_per_node:
-        parts.append(f"{shape.cores_per_node} cores")
-    if shape.memory_mb_per_node:
-        parts.append(f"{shape.memory_mb_per_node} MB")
-    wanted = f"{shape.nodes_min} node{'s' if shape.nodes_min > 1 else ''} with {', '.join(parts)}"
-    return f"asks for {wanted}; {able} node{'' if able == 1 else 's'} of this allocation have that"

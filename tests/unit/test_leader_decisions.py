@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -334,6 +334,18 @@ def test_an_order_that_makes_no_sense_fails_and_blames_the_site(
     (ended,) = desk.of("attempt_ended")
     assert (ended["state"], ended["blame"]) == ("failed", "site")
     assert reason in ended["reason"]
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(nodes_min=0), Shape(nodes_min=2, nodes_max=1), Shape(gpus_per_node=-1.0)]
+)
+def test_a_shape_that_makes_no_sense_is_refused_and_stops_nothing(shape: Shape) -> None:
+    desk = working(replace(SPEC, shape=shape))
+    desk.order(*ids(1))
+    (ended,) = desk.of("attempt_ended")
+    assert (ended["state"], ended["blame"]) == ("failed", "site")
+    assert "its shape" in ended["reason"]
+    desk.turn()
 
 
 def test_a_node_on_which_unlike_points_die_at_once_is_quarantined() -> None:

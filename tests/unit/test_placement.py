@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payload_runner.placement import GpuShare, Placement, Request, Step
+from payload_runner.placement import GpuShare, Placement, Step
 from payload_runner.protocol import NodeShape, Shape
+from payload_runner.waiting import Request
 
 NODE = NodeShape(gpus=4, cores=8, memory_mb=8000)
 ONE = Shape(gpus_per_node=1)
