@@ -61,6 +61,7 @@ class Allocation:
         self.log = LogWriter(FILES, self.paths.orders(1), time.time, time.monotonic)
         self.tell("open", version=1, epoch=1, spool_id="aaaaa", by="test")
         self.jobs: list[subprocess.Popen[bytes]] = []
+        self.python: tuple[str, ...] = (sys.executable,)
 
     def tell(self, kind: str, **fields: Any) -> None:
         self.log.append(kind, fields)
@@ -82,7 +83,7 @@ class Allocation:
             "HARVESTER_LOCAL_NODES": "vnode1,vnode2",
         }
         process = subprocess.Popen(
-            [sys.executable, str(self.pyz), "lead", str(self.spool.root), TAG],
+            [*self.python, str(self.pyz), "lead", str(self.spool.root), TAG],
             env={**os.environ, **local, **environ},
             start_new_session=True,
         )
@@ -167,6 +168,20 @@ def test_twenty_payloads_on_two_nodes_end_with_their_results_in_one_log(
     assert 0 < ended["busy_slot_seconds"] <= ended["slot_seconds"]
     logs = list(allocation.paths.incarnation("1", 0).root.glob("*.log"))
     assert len(logs) == (5 if transport == "files" else 1)
+
+
+def test_an_old_interpreter_without_any_packages_runs_an_allocation(make: Make) -> None:
+    old = Path.home() / ".pyenv/versions/3.9.18/bin/python"
+    if not old.exists():
+        pytest.skip(f"no Python 3.9 at {old}")
+    allocation = make()
+    allocation.python = (str(old), "-S", "-E")
+    allocation.define(OK)
+    allocation.order(*range(6))
+    allocation.tell("close")
+    assert allocation.start().wait(60) == 0
+    assert allocation.states() == {str(number): "succeeded" for number in range(6)}
+    assert allocation.events()[0].fields["python"].startswith("3.9.")
 
 
 def test_an_agent_killed_costs_only_what_ran_on_its_node(make: Make) -> None:
