@@ -7,6 +7,7 @@ numerical library; a sampler brings its own when it is asked.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,7 +53,8 @@ def suggest(
     entry = SAMPLERS[name]
     if len(points) < n:
         module = importlib.import_module(f"{__name__}.{entry.module}")
-        points += module.propose(ask.after(points))
+        with contextlib.nullcontext() if entry.light else _one_thread():
+            points += module.propose(ask.after(points))
     return distinct(ask, points, refill=not entry.exhausts)
 
 
@@ -66,3 +68,11 @@ def runs_in_process(
     """Whether ``suggest`` would be quick and import nothing heavy for these arguments."""
     ask = make_ask(name, space, history, n, 0, 0, options)
     return SAMPLERS[name].light or len(start_points(ask)) >= n
+
+
+def _one_thread() -> contextlib.AbstractContextManager[object]:
+    """Linear algebra on one core: small matrices lose by more, and sums come out the same."""
+    from threadpoolctl import threadpool_limits
+
+    limits: contextlib.AbstractContextManager[object] = threadpool_limits(1)
+    return limits

@@ -47,7 +47,7 @@ _A_NAME = (lambda value: isinstance(value, str) and value.isidentifier(), "an op
 
 SAMPLERS: Mapping[str, Entry] = {
     "auto": Entry(
-        module="scikit_optimize",
+        module="gp",
         help="Gaussian process with expected improvement; the best measured without a GPU.",
         options={"n_start": _START},
     ),
