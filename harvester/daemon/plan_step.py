@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 # Without a change, a plan is made anew this often: time alone changes what fits.
 REPLAN_S = {"local": 1.0, "shared": 10.0}
+REPLAN_IDLE_S = 60.0  # nothing waits, nothing is in flight: only the service can change that
 # A burst of events makes one plan, not one each.
 PLAN_APART_S = {"local": 0.01, "shared": 1.0}
 
@@ -44,6 +45,7 @@ class MakePlan:
         self._submit = submit
         self._kind = "local" if desk.is_local else "shared"
         self._planned_at = float("-inf")
+        self._idle = False
         self._durations: dict[TaskId, float] = {}
         self.plan = Plan()
 
@@ -58,6 +60,7 @@ class MakePlan:
         desk.plan_wanted = False
         self._durations = learned_durations(desk)
         facts = gather_facts(desk, self._outlook())
+        self._idle = not facts.waiting and not facts.allocations
         self.plan = plan = self._plan(facts)
         self._points.wanted = plan.lease
         changed = self._order(plan.orders)
@@ -69,8 +72,9 @@ class MakePlan:
         return max(0.0, self._left())
 
     def _left(self) -> float:
-        wanted = self._desk.plan_wanted
-        pause = PLAN_APART_S[self._kind] if wanted else REPLAN_S[self._kind]
+        pause = REPLAN_IDLE_S if self._idle else REPLAN_S[self._kind]
+        if self._desk.plan_wanted:
+            pause = PLAN_APART_S[self._kind]
         return self._planned_at + pause - self._desk.clock.monotonic()
 
     def _outlook(self) -> Outlook:

@@ -18,7 +18,7 @@ from payload_runner.protocol import to_fields
 log = logging.getLogger(__name__)
 
 # How long to wait before asking again when the service had nothing: first, at most.
-EMPTY_PAUSE_S = {"local": (0.1, 2.0), "shared": (2.0, 60.0)}
+EMPTY_PAUSE_S = {"local": (0.1, 1.0), "shared": (2.0, 60.0)}
 RENEWALS_PER_EXPIRY = 3.0
 
 

@@ -53,9 +53,11 @@ class Allocations:
     def __init__(self, connection: sqlite3.Connection, history: History) -> None:
         self._connection = connection
         self._history = history
+        self._not_ended: tuple[AllocationRow, ...] | None = None  # asked for many times a tick
 
     def add(self, tag: Tag, at: float, fields: Mapping[str, Any]) -> None:
         """A new allocation in state PLANNED; one that is known already is left alone."""
+        self.reread()
         done = self._connection.execute(
             "INSERT OR IGNORE INTO allocations (tag, state, since, queue, nodes, walltime_s,"
             " gpus_per_node, why, planned_at) VALUES (?, 'planned', ?, ?, ?, ?, ?, ?, ?)",
@@ -101,6 +103,7 @@ class Allocations:
 
     def change(self, tag: Tag, columns: Mapping[str, Any]) -> None:
         """Set columns other than the state."""
+        self.reread()
         names = ", ".join(f"{name} = ?" for name in columns)
         self._connection.execute(
             f"UPDATE allocations SET {names} WHERE tag = ?", (*columns.values(), tag)
@@ -128,7 +131,13 @@ class Allocations:
 
     def not_ended(self) -> tuple[AllocationRow, ...]:
         """All that have not ended, in the order of their planning."""
-        return self._select("state != 'ended' ORDER BY planned_at, tag")
+        if self._not_ended is None:
+            self._not_ended = self._select("state != 'ended' ORDER BY planned_at, tag")
+        return self._not_ended
+
+    def reread(self) -> None:
+        """Forget what was read: rows changed, or a transaction was undone."""
+        self._not_ended = None
 
     def ended_since(self, instant: float) -> tuple[AllocationRow, ...]:
         """Those that ended at or after an instant, newest first."""

@@ -89,6 +89,7 @@ class Store:
         except BaseException as error:
             if self._depth == 1 and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+                self.allocations.reread()
             if isinstance(error, sqlite3.Error):
                 raise StorageUnavailable(f"the index: {error}") from error
             raise
