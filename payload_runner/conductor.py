@@ -228,10 +228,10 @@ class Conductor:
         self._placement.remove_node(node)
         self._dirty = True
 
-    def launcher_ended(self, reason: str, now: float) -> None:
-        """The one call that started all agents is over, and so are they."""
+    def all_lost(self, reason: str, now: float) -> None:
+        """The one call that started all agents failed or is over, and so are they."""
         for node in range(self.plan.nodes):
-            self.node_lost(node, f"the launcher is gone: {reason}", now)
+            self.node_lost(node, reason, now)
 
     # --- time ---
 

@@ -105,5 +105,5 @@ def virtual_hosts(environ: Mapping[str, str], nodes: int) -> Tuple[Optional[str]
 
 def _how(code: int) -> str:
     if code < 0:
-        return f"its agent was killed by {signal.Signals(-code).name}"
-    return f"its agent ended with exit code {code}"
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

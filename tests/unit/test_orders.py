@@ -77,6 +77,16 @@ def test_a_newer_epoch_fences_the_older_log_within_ten_seconds(desk: Desk) -> No
     assert desk.kinds() == ["open", "snapshot_end"]
 
 
+def test_a_hint_makes_it_look_for_a_newer_epoch_at_once(desk: Desk) -> None:
+    desk.write(1, "open")
+    desk.reader.poll()
+    desk.write(2, "open")
+    desk.reader.look_soon()
+    incoming = desk.reader.poll()
+    assert incoming.fenced == (2, 1)
+    assert [record.kind for record in incoming.records] == ["open"]
+
+
 def test_an_order_written_after_a_newer_claim_is_never_obeyed(desk: Desk) -> None:
     desk.write(1, "open")
     desk.reader.poll()
