@@ -306,7 +306,7 @@ class _Expansion:
             name=name,
             batch_system=keys.batch_system,
             node=_node(keys),
-            queues=tuple(_queue(queue) for queue in keys.queues),
+            queues=tuple(_queue(queue, _nodes_limit(keys)) for queue in keys.queues),
             spool=spool or state_dir / "spool",
             filesystem=keys.spool.filesystem,
             state_dir=state_dir,
@@ -372,12 +372,19 @@ def _node(keys: SiteKeys) -> NodeShape:
     )
 
 
-def _queue(keys: QueueKeys) -> Queue:
+def _nodes_limit(keys: SiteKeys) -> int:
+    # A virtual cluster has as many nodes as it was told, whatever a base file's queue allows.
+    return keys.local.nodes if keys.batch_system == "local" else sys.maxsize
+
+
+def _queue(keys: QueueKeys, nodes_limit: int) -> Queue:
     return Queue(
         name=keys.name,
         bins=tuple(
             WalltimeBin(
-                nodes_min=item.nodes[0], nodes_max=item.nodes[1], walltime_max_s=item.walltime
+                nodes_min=item.nodes[0],
+                nodes_max=min(item.nodes[1], nodes_limit),
+                walltime_max_s=item.walltime,
             )
             for item in sorted(keys.bins, key=lambda item: item.nodes)
         ),

@@ -76,8 +76,8 @@ def _virtual_nodes(values: Mapping[str, Any]) -> Iterator[Finding]:
     if values.get("batch_system") != "local" or not isinstance(nodes, int):
         return
     for key, item in _bins(values):
-        if _nodes(item)[1] > nodes:
-            yield (*key, "nodes"), f"expected at most the {nodes} virtual nodes of local.nodes"
+        if _nodes(item)[0] > nodes:
+            yield (*key, "nodes"), f"expected no more than the {nodes} virtual nodes of local.nodes"
 
 
 def _planning(values: Mapping[str, Any]) -> Iterator[Finding]:

@@ -181,10 +181,16 @@ def test_queue_named_twice_is_refused(environ: Mapping[str, str]) -> None:
     ]
 
 
-def test_local_site_cannot_offer_more_nodes_than_it_has(environ: Mapping[str, str]) -> None:
-    text = "extends: local\nqueues: [{name: q, bins: [{nodes: 1-3, walltime: 1h}]}]\n"
+def test_queue_of_a_virtual_cluster_ends_at_its_nodes(environ: Mapping[str, str]) -> None:
+    write("extends: local\nlocal: {nodes: 3}\n")
+    (item,) = load_site("here", environ).queues[0].bins
+    assert (item.nodes_min, item.nodes_max) == (1, 3)
+
+
+def test_bin_above_all_virtual_nodes_is_refused(environ: Mapping[str, str]) -> None:
+    text = "extends: local\nqueues: [{name: q, bins: [{nodes: 3-9, walltime: 1h}]}]\n"
     assert problems(text, environ) == [
-        "2 queues[0].bins[0].nodes: expected at most the 2 virtual nodes of local.nodes"
+        "2 queues[0].bins[0].nodes: expected no more than the 2 virtual nodes of local.nodes"
     ]
 
 
