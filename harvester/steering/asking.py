@@ -39,6 +39,7 @@ _TRIAL_STATES: Mapping[str, str] = {
     PointState.FAILED.value: "failed",
     PointState.PRUNED.value: "pruned",
 }
+_LEARNT = frozenset({PointState.DONE.value, PointState.PRUNED.value})
 
 
 class Suggests(Protocol):
@@ -198,13 +199,9 @@ def _history(connection: Connection, task: int, segment: int) -> list[Trial]:
         .order_by(POINTS.c.number)
     )
     return [
-        Trial(
-            json.loads(row.parameters),
-            _TRIAL_STATES[row.state],
-            row.loss if row.state in (PointState.DONE.value, PointState.PRUNED.value) else None,
-        )
-        for row in connection.execute(query)
-        if row.state in _TRIAL_STATES
+        Trial(json.loads(parameters), _TRIAL_STATES[state], loss if state in _LEARNT else None)
+        for parameters, state, loss in connection.execute(query).all()
+        if state in _TRIAL_STATES
     ]
 
 

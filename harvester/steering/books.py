@@ -14,6 +14,7 @@ from harvester.steering.progress import Counts, PointState, Rules, TaskState, en
 from harvester.steering.tables import POINTS, SEGMENTS, TASKS
 
 _STATES = tuple(state.value for state in PointState)
+_LEARN_NOTHING = frozenset({"random", "sobol", "grid"})
 _MOVE = (
     update(SEGMENTS)
     .where(SEGMENTS.c.task_id == bindparam("of_task"), SEGMENTS.c.number == bindparam("of_number"))
@@ -57,6 +58,7 @@ def rules_of(task: Row[Any]) -> Rules:
         per_iteration=task.per_iteration,
         min_unevaluated=task.min_unevaluated,
         segments=task.segments,
+        learns=task.sampler not in _LEARN_NOTHING,
     )
 
 

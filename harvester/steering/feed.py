@@ -12,13 +12,16 @@ from sqlalchemy import Connection, insert, select
 from harvester.clock import iso
 from harvester.steering.tables import CHANGES, TASK_LOG
 
+# Made once: json.dumps makes a new encoder at each call that is not wholly at its defaults.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One thing that changed. ``fields`` is JSON."""
 
     task: int
-    what: str  # submitted state asked leased expired point deleted
+    what: str  # submitted state asked leased expired points deleted
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,4 +71,4 @@ def changes_after(
 
 def dump(value: Any) -> str:
     """JSON as the tables keep it: compact, finite numbers only."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return _ENCODER.encode(value)

@@ -88,10 +88,13 @@ def expire_leases(connection: Connection, now: float) -> None:
         points.append({"of_task": row.task_id, "of_number": row.point, "to_state": state.value})
     connection.execute(_SET_POINT_STATE, points)
     moves.write(connection)
+    expired: dict[int, list[str]] = {}
+    for row in rows:
+        expired.setdefault(row.task_id, []).append(str(_grant_of(row)))
     feed.record(
         connection,
         now,
-        [feed.Change(row.task_id, "expired", {"lease": str(_grant_of(row))}) for row in rows],
+        [feed.Change(task, "expired", {"leases": leases}) for task, leases in expired.items()],
     )
     books.end_tasks(connection, {row.task_id for row in rows}, now)
 
@@ -129,11 +132,6 @@ _SET_POINT_STATE = (
     update(POINTS)
     .where(POINTS.c.task_id == bindparam("of_task"), POINTS.c.number == bindparam("of_number"))
     .values(state=bindparam("to_state"))
-)
-_TAKE_POINT = (
-    update(POINTS)
-    .where(POINTS.c.task_id == bindparam("of_task"), POINTS.c.number == bindparam("of_number"))
-    .values(state=PointState.LEASED.value, grants=bindparam("to_grant"))
 )
 _PROLONG = (
     update(LEASES)
@@ -274,8 +272,9 @@ def _take(
         .limit(n)
     ).all()
     connection.execute(
-        _TAKE_POINT,
-        [{"of_task": task.id, "of_number": row.number, "to_grant": row.grants + 1} for row in rows],
+        update(POINTS)
+        .where(POINTS.c.task_id == task.id, POINTS.c.number.in_([row.number for row in rows]))
+        .values(state=PointState.LEASED.value, grants=POINTS.c.grants + 1)
     )
     connection.execute(
         insert(LEASES),

@@ -17,7 +17,8 @@ from harvester.model import AttemptState, Blame
 from payload_runner.protocol import PENALTY_LOSS
 
 TRIES = 3  # own failures that a point may have, as PanDA documents
-ASK_LIMIT = 1000  # points of one ask; more come with the next
+ASK_LIMIT = 5000  # points of one ask; more come with the next
+ASK_AHEAD = 2000  # points held ready where no loss can make later ones better
 
 
 class PointState(Enum):
@@ -127,6 +128,7 @@ class Rules:
     per_iteration: int | None = None  # nPointsPerIteration, None: ask asynchronously
     min_unevaluated: int = 0
     segments: int = 1
+    learns: bool = True  # the sampler looks at losses; without, asking ahead costs nothing
 
 
 # --- asking and leasing ---
@@ -137,7 +139,10 @@ def points_to_ask(rules: Rules, segment: Counts) -> int:
     room = min(rules.max_points - segment.generated, ASK_LIMIT)
     if rules.per_iteration is None:
         share = math.ceil(rules.parallel / rules.segments)
-        return max(0, min(share - segment.unevaluated, room))
+        if segment.unevaluated >= share:
+            return 0
+        ahead = 0 if rules.learns else ASK_AHEAD
+        return max(0, min(share + ahead - segment.unevaluated, room))
     # Below a minimum of 0 nothing can fall: an empty list starts the iteration then.
     if segment.unevaluated >= max(1, rules.min_unevaluated):
         return 0

@@ -34,6 +34,9 @@ from harvester.steering.tables import (
 from harvester.steering.tokens import Principal, Role
 from payload_runner.protocol import METADATA_LIMIT_BYTES
 
+_OPEN_ENDED = (TaskState.RUNNING.value, TaskState.PAUSED.value)
+_STATES = {state.value: state for state in AttemptState}
+_BLAMES = {blame.value: blame for blame in Blame}
 COUNTED, RECORDED, REFUSED = "counted", "recorded", "refused"
 
 
@@ -101,7 +104,7 @@ class _Batch:
     changed_attempts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
     moves: books.Moves = field(default_factory=books.Moves)
-    changes: list[feed.Change] = field(default_factory=list)
+    changes: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # points by task
     log: list[tuple[int, str]] = field(default_factory=list)
     moved: set[tuple[int, int]] = field(default_factory=set)
     ended_leases: list[Grant] = field(default_factory=list)
@@ -175,11 +178,8 @@ class _Batch:
         if current:
             lease.state = "settled"
             self.ended_leases.append(grant)
-        outcome = judge(AttemptState(result.state), _blame(result))
-        open_ended = self.tasks[grant.task].state in (
-            TaskState.RUNNING.value,
-            TaskState.PAUSED.value,
-        )
+        outcome = judge(_STATES[result.state], _BLAMES.get(result.blame or ""))
+        open_ended = self.tasks[grant.task].state in _OPEN_ENDED
         after = settle(point.standing, outcome, result.loss, current=current, open_ended=open_ended)
         if after is None:
             return False, "the point was settled before"
@@ -200,7 +200,7 @@ class _Batch:
             point.message = result.message or result.reason
             point.metadata = self._metadata(grant, result)
         fields = {"point": str(grant.point), "state": after.state.value, "loss": after.loss}
-        self.changes.append(feed.Change(grant.task, "point", fields))
+        self.changes.setdefault(grant.task, []).append(fields)
         if outcome is Outcome.CHARGED:
             used = f"try {after.tries} of {TRIES}"
             self.log.append((grant.task, f"point {grant.point} failed ({used}): {result.reason}"))
@@ -226,7 +226,7 @@ class _Batch:
             self.new_attempts[result.attempt] = row
         else:
             self.changed_attempts[result.attempt] = row
-        self.known[result.attempt] = _Known(n, AttemptState(result.state), result.final)
+        self.known[result.attempt] = _Known(n, _STATES[result.state], result.final)
         for item in result.files:
             self.files[result.attempt, item.role, item.name] = {
                 "attempt": result.attempt,
@@ -248,7 +248,8 @@ class _Batch:
         self.moves.write(self.connection)
         self._write_segments()
         self._write_tasks()
-        feed.record(self.connection, self.now, self.changes)
+        changes = [feed.Change(task, "points", {"points": p}) for task, p in self.changes.items()]
+        feed.record(self.connection, self.now, changes)
         self._note_missing_files()
         for task, text in self.log:
             feed.log(self.connection, self.now, task, text)
@@ -284,19 +285,26 @@ class _Batch:
         }
 
     def _write_leases(self) -> None:
-        own = [
+        settled: dict[int, list[int]] = {}
+        for task, number in sorted(self.moved):
+            if self.points[task, number].standing.state.is_settled:
+                settled.setdefault(task, []).append(number)
+        for task, numbers in settled.items():
+            # Its own lease, and that of another harvester if a late result settled it.
+            self.connection.execute(
+                update(LEASES)
+                .where(
+                    LEASES.c.task_id == task, LEASES.c.point.in_(numbers), LEASES.c.state == "live"
+                )
+                .values(state="settled")
+            )
+        others = [
             {"of_task": grant.task, "of_point": grant.point, "of_grant": grant.number}
             for grant in self.ended_leases
+            if not self.points[grant.task, grant.point].standing.state.is_settled
         ]
-        if own:
-            self.connection.execute(_END_LEASE, own)
-        settled = [
-            {"of_task": task, "of_point": number}
-            for task, number in sorted(self.moved)
-            if self.points[task, number].standing.state.is_settled
-        ]
-        if settled:
-            self.connection.execute(_END_LEASES_OF_POINT, settled)
+        if others:
+            self.connection.execute(_END_LEASE, others)
 
     def _write_segments(self) -> None:
         best: dict[tuple[int, int], tuple[float, int]] = {}
@@ -350,19 +358,14 @@ def _fault(result: Result) -> str:
     prefix, _, number = result.attempt.rpartition(".")
     if prefix != result.lease or not number.isdigit():
         return f"attempt {result.attempt!r:.80} is not one of lease {result.lease!r:.80}"
-    states = {state.value: state for state in AttemptState}
-    state = states.get(result.state)
+    state = _STATES.get(result.state)
     if state is None or not state.is_final:
         return f"{result.state!r:.80} is not the end of an attempt"
-    if result.blame is not None and result.blame not in {blame.value for blame in Blame}:
+    if result.blame is not None and result.blame not in _BLAMES:
         return f"{result.blame!r:.80} is nobody to blame; expected point, node, site or walltime"
     if result.final and state is AttemptState.SUCCEEDED and result.loss is None:
         return "a success needs a loss"
     return ""
-
-
-def _blame(result: Result) -> Blame | None:
-    return None if result.blame is None else Blame(result.blame)
 
 
 _WRITE_POINT = (
@@ -384,15 +387,6 @@ _END_LEASE = (
         LEASES.c.task_id == bindparam("of_task"),
         LEASES.c.point == bindparam("of_point"),
         LEASES.c.grant_no == bindparam("of_grant"),
-    )
-    .values(state="settled")
-)
-_END_LEASES_OF_POINT = (
-    update(LEASES)
-    .where(
-        LEASES.c.task_id == bindparam("of_task"),
-        LEASES.c.point == bindparam("of_point"),
-        LEASES.c.state == "live",
     )
     .values(state="settled")
 )

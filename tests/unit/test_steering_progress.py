@@ -74,6 +74,13 @@ def test_an_iteration_starts_below_the_minimum_and_brings_the_difference(
     assert points_to_ask(rules, Counts(waiting=unevaluated, done=20)) == expected
 
 
+def test_a_sampler_that_learns_nothing_is_asked_ahead() -> None:
+    rules = Rules(max_points=10_000, parallel=8, charge_limit=200, learns=False)
+    assert points_to_ask(rules, Counts(leased=7)) == 2001
+    assert points_to_ask(rules, Counts(leased=8, waiting=300)) == 0
+    assert points_to_ask(rules, Counts(leased=7, done=9_990)) == 3
+
+
 def test_segments_share_the_parallel_evaluations() -> None:
     rules = Rules(max_points=100, parallel=8, charge_limit=200, segments=3)
     assert points_to_ask(rules, Counts()) == 3
