@@ -1,4 +1,4 @@
-"""Slurm through its commands: sbatch, squeue, sacct and scancel, Slurm 20.02 or newer.
+"""Slurm through its commands: sbatch, squeue, sacct and scancel, Slurm 20.11 or newer.
 
 Argument vectors and the reading of outputs are pure functions; :class:`Slurm` puts them together
 with one executor. What cannot be read strictly is an error, never a shorter list.
@@ -88,11 +88,13 @@ _OUT_OF_REACH = re.compile(
 )
 _NOT_SENT = re.compile(
     r"unrecognized option|invalid option|requires an argument|is ambiguous|unable to open file"
-    r"|error: invalid |batch script (?:is empty|contains)|this does not look like a batch script",
+    r"|error: invalid |is not a valid|batch script (?:is empty|contains)"
+    r"|this does not look like a batch script",
     re.IGNORECASE,
 )
 _SAID_NO = re.compile(r"batch job submission failed: (.*)", re.IGNORECASE)
 _GONE = re.compile(r"invalid job id|already completing or completed|job not found", re.IGNORECASE)
+_NAMELESS = "allocation"  # what slurmdbd calls a job whose submission it has not heard of yet
 _NO_ACCOUNTING = "accounting storage is disabled"
 
 
@@ -114,7 +116,6 @@ class Slurm:
         self._timeout_s = timeout_s
         self._execute = execute
         self._environment = os.environ if environment is None else environment
-        self._user = os.getuid()
 
     def render(self, job: BatchJob) -> str:
         return render_script(job, prefix="#SBATCH", options=script_options(job))
@@ -132,7 +133,7 @@ class Slurm:
         return parse_submitted(done)
 
     def observe(self) -> Observation:
-        return Observation(parse_squeue(self._ask(squeue_command(self._user))))
+        return Observation(parse_squeue(self._ask(squeue_command())))
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         # sacct joins --jobs and --name by "and", so that ids and names are a query each.
@@ -200,14 +201,14 @@ def sbatch_command(job: BatchJob, script: Path) -> tuple[str, ...]:
     )
 
 
-def squeue_command(user: int) -> tuple[str, ...]:
-    """One query for all jobs of a user id, array elements and just ended jobs included."""
+def squeue_command() -> tuple[str, ...]:
+    """One query for all jobs of this user, array elements and just ended jobs included."""
     return (
         "squeue",
         "--noheader",
         "--array",
         "--states=all",
-        f"--user={user}",
+        "--me",
         f"--Format={_SQUEUE_FIELDS}",
     )
 
@@ -317,7 +318,8 @@ def parse_squeue(done: Completed) -> tuple[ObservedJob, ...]:
 def parse_sacct(done: Completed) -> tuple[ObservedJob, ...]:
     """The jobs that :func:`sacct_command` knows.
 
-    Accounting names a job "allocation" until its start record has come.
+    A job's name is "" while accounting has not got it yet, which can be after the job's end:
+    match by id where the id is known, and ask again before a name counts as unknown.
     """
     if done.returncode != 0:
         if _NO_ACCOUNTING in done.stderr.lower():
@@ -329,7 +331,7 @@ def parse_sacct(done: Completed) -> tuple[ObservedJob, ...]:
         jobs.append(
             ObservedJob(
                 job_id=JobId(job_id),
-                name=name,
+                name="" if name == _NAMELESS else name,
                 state=job_state,
                 end=end,
                 reason=f"{state}, exit {exit_code}" if end else state,

@@ -155,6 +155,11 @@ def test_accounting_without_nodes_names_none() -> None:
     assert (job.state, job.end, job.node_names) == (JobState.QUEUED, None, "")
 
 
+def test_name_that_accounting_does_not_know_yet_is_empty() -> None:
+    (job,) = parse_sacct(completed("12|COMPLETED|0:0|batch|1|node1|allocation\n"))
+    assert (job.name, job.end) == ("", JobEnd.COMPLETED)
+
+
 def test_unreachable_accounting_is_an_error() -> None:
     words = "sacct: error: Problem talking to the database: Connection refused"
     with pytest.raises(BatchUnavailable, match="database"):

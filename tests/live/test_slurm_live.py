@@ -1,0 +1,324 @@
+"""The Slurm adapter on a real Slurm: nodes in namespaces, accounting, outages, lost nodes."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from harvester.batch.commands import Completed, run_command
+from harvester.batch.port import BatchJob, JobEnd, JobState, ObservedJob
+from harvester.batch.slurm import Slurm
+from harvester.errors import BatchUnavailable, SubmissionRefused
+from harvester.model import JobId, Tag
+from tests.live.conftest import SlurmCluster
+from tests.support import wait_until
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+
+
+def run_as(user: str) -> dict[str, str]:
+    owner = pwd.getpwnam(user)
+    return {"HOME": owner.pw_dir, "USER": user, "LOGNAME": user}
+
+
+@dataclass
+class Bench:
+    """The adapter as one user, with a directory of that user."""
+
+    cluster: SlurmCluster
+    user: str
+    directory: Path
+    submitted: list[JobId] = field(default_factory=list)
+
+    @property
+    def batch(self) -> Slurm:
+        return Slurm(execute=self._execute)
+
+    def _execute(
+        self, argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]
+    ) -> Completed:
+        switch = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups"]
+        own = {**environment, **run_as(self.user)}
+        return run_command([*switch, *argv], timeout_s=timeout_s, environment=own)
+
+    def job(self, *command: str) -> BatchJob:
+        return BatchJob(
+            tag=Tag(f"habcde-{uuid.uuid4().hex[:6]}"),
+            nodes=1,
+            walltime_s=600.0,
+            directory=self.directory,
+            command=command,
+            cores_per_node=1,
+        )
+
+    def submit(self, job: BatchJob) -> JobId:
+        script = self.directory / f"{job.tag}.sh"
+        script.write_text(self.batch.render(job))
+        script.chmod(0o644)
+        job_id = self.batch.submit(job, script)
+        self.submitted.append(job_id)
+        return job_id
+
+    def seen(self, job: JobId) -> ObservedJob:
+        return next(seen for seen in self.batch.observe().jobs if seen.job_id == job)
+
+    def wait_for(self, job: JobId, *states: JobState, timeout: float = 60.0) -> ObservedJob:
+        wait_until(lambda: self.seen(job).state in states, timeout)
+        return self.seen(job)
+
+    def end(self, job: JobId, timeout: float = 60.0) -> ObservedJob:
+        """The job's end as accounting tells it."""
+
+        def final() -> list[ObservedJob]:
+            return [seen for seen in self.batch.ended([job], []) if seen.end]
+
+        return wait_until(final, timeout)[0]
+
+    def output(self) -> str:
+        path = self.directory / "batch.out"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def bench(slurm_cluster: SlurmCluster, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    user = getattr(request, "param", slurm_cluster.user)
+    bench = Bench(slurm_cluster, user, slurm_cluster.directory(user))
+    yield bench
+    bench.batch.cancel(bench.submitted)
+    shutil.rmtree(bench.directory, ignore_errors=True)  # a job may be writing its last words
+
+
+both_users = pytest.mark.parametrize("bench", ["root", "hpcuser"], indirect=True)
+
+
+@both_users
+def test_job_runs_on_nodes_and_gpus_of_its_own_and_is_accounted(bench: Bench) -> None:
+    line = 'echo "$SLURM_JOB_ID $SLURM_JOB_NUM_NODES $CUDA_VISIBLE_DEVICES $(id -un) $(umask)"'
+    asked = replace(bench.job("bash", "-c", line), nodes=2, gpus_per_node=2)
+
+    job = bench.submit(asked)
+    end = bench.end(job)
+
+    assert (end.job_id, end.nodes, end.end) == (job, 2, JobEnd.COMPLETED)
+    assert bench.output().split() == [job, "2", "0,1", bench.user, "0077"]
+
+
+@both_users
+def test_running_job_is_cancelled(bench: Bench) -> None:
+    job = bench.submit(bench.job("sleep", "600"))
+    running = bench.wait_for(job, JobState.RUNNING)
+    assert running.node_names.startswith("node")
+
+    bench.batch.cancel([job])
+
+    assert bench.end(job).end is JobEnd.CANCELLED
+    bench.batch.cancel([job, JobId("999999")])
+
+
+def test_failed_job_tells_its_exit_code(bench: Bench) -> None:
+    job = bench.submit(bench.job("bash", "-c", "exit 7"))
+    end = bench.end(job)
+    assert (end.end, end.reason) == (JobEnd.FAILED, "FAILED, exit 7:0")
+
+
+def test_job_is_found_by_its_tag(bench: Bench) -> None:
+    asked = bench.job("true")
+    job = bench.submit(asked)
+    assert [seen.job_id for seen in bench.batch.observe().jobs if seen.name == asked.tag] == [job]
+    bench.end(job)
+
+    # Accounting may learn a job's name seconds after its end.
+    (found,) = wait_until(lambda: bench.batch.ended([], [asked.tag]), 60)
+    assert (found.job_id, found.name) == (job, asked.tag)
+
+
+def test_job_that_the_administrator_holds_is_held_until_released(bench: Bench) -> None:
+    whole = bench.submit(replace(bench.job("sleep", "600"), nodes=3, cores_per_node=8))
+    bench.wait_for(whole, JobState.RUNNING)
+    job = bench.submit(bench.job("true"))
+    bench.cluster.control("hold", job)
+    held = bench.wait_for(job, JobState.HELD)
+    assert held.reason == "JobHeldAdmin"
+
+    bench.cluster.control("release", job)
+    bench.batch.cancel([whole])
+
+    assert bench.end(job).end is JobEnd.COMPLETED
+
+
+def test_job_that_waits_says_why(bench: Bench) -> None:
+    whole = replace(bench.job("sleep", "600"), nodes=3, cores_per_node=8)
+    first = bench.submit(whole)
+    bench.wait_for(first, JobState.RUNNING)
+
+    second = bench.submit(replace(whole, tag=Tag("habcde-waits2")))
+
+    wait_until(lambda: bench.seen(second).reason in ("Resources", "Priority"))
+    assert bench.seen(second).state is JobState.QUEUED
+
+
+def test_requeued_job_starts_again_under_its_id(bench: Bench) -> None:
+    asked = replace(
+        bench.job("bash", "-c", "echo ${SLURM_RESTART_COUNT-0}; sleep 600"), requeue=True
+    )
+    job = bench.submit(asked)
+    bench.wait_for(job, JobState.RUNNING)
+
+    bench.cluster.control("requeue", job)
+    wait_until(lambda: bench.seen(job).reason == "BeginTime", 30)
+    assert (bench.seen(job).state, bench.seen(job).restarts) == (JobState.QUEUED, 1)
+    wait_until(lambda: _started_now(bench, job), 60)
+
+    wait_until(lambda: bench.output().endswith("1\n"), 30)
+
+
+def test_job_that_may_not_requeue_ends_instead(bench: Bench) -> None:
+    job = bench.submit(bench.job("sleep", "600"))
+    bench.wait_for(job, JobState.RUNNING)
+    with pytest.raises(subprocess.CalledProcessError):
+        bench.cluster.control("requeue", job)
+
+
+def test_excluded_nodes_are_left_out(bench: Bench) -> None:
+    job = bench.submit(replace(bench.job("true"), exclude_nodes=("node1", "node3")))
+    assert bench.end(job).node_names == "node2"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"queue": "nowhere"}, "nvalid partition"),
+        ({"directives": ("--frobnicate",)}, "unrecognized option"),
+        ({"directives": ("--gres=tpu:1",)}, "generic resource"),
+        ({"exclude_nodes": ("nosuchnode",)}, "node name"),
+        ({"directives": ("--nodes=bogus",)}, "node count"),
+    ],
+)
+def test_refusal_comes_in_slurms_words(bench: Bench, fields: dict[str, object], words: str) -> None:
+    with pytest.raises(SubmissionRefused, match=words):
+        bench.submit(replace(bench.job("true"), **fields))  # type: ignore[arg-type]
+
+
+def test_jobs_with_wild_names_are_listed_beside_ours(bench: Bench) -> None:
+    ours = bench.submit(bench.job("sleep", "600"))
+    names = ["two\nlines|here", "ünï|cödé", "x" * 100, "  blanks  "]
+    others = [_submit_named(bench, name) for name in names]
+
+    seen = {seen.job_id: seen.name for seen in bench.batch.observe().jobs}
+
+    assert seen[others[0]] == names[0]
+    assert seen[others[1]] == names[1]
+    assert seen[others[2]] == "x" * 64
+    assert ours in seen
+
+
+def test_paths_with_blanks_and_percent_signs_are_paths(bench: Bench) -> None:
+    odd = bench.directory / "100% %j 'odd'"
+    odd.mkdir()
+    os.chown(odd, bench.directory.stat().st_uid, -1)
+    job = bench.submit(replace(bench.job("pwd"), directory=odd))
+
+    assert bench.end(job).end is JobEnd.COMPLETED
+    assert (odd / "batch.out").read_text() == f"{odd}\n"
+
+
+def test_nodes_cannot_reach_the_login_nodes_loopback_nor_the_outside(bench: Bench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        line = (
+            f"(: </dev/tcp/127.0.0.1/{port}) 2>/dev/null && echo loopback;"
+            "(: </dev/tcp/192.0.2.1/80) 2>/dev/null && echo outside; echo done"
+        )
+        bench.end(bench.submit(bench.job("bash", "-c", line)))
+    assert bench.output() == "done\n"
+
+
+def test_accounting_daemon_away_is_an_error_and_only_for_accounting(bench: Bench) -> None:
+    job = bench.submit(bench.job("sleep", "600"))
+    bench.cluster.stop("slurmdbd")
+    try:
+        with pytest.raises(BatchUnavailable, match=r"database|persist"):
+            wait_until(lambda: not bench.batch.ended([job], []))
+        assert bench.seen(job).job_id == job
+    finally:
+        bench.cluster.heal()
+    assert wait_until(lambda: bench.batch.ended([job], []), 30)[0].job_id == job
+
+
+def test_controller_away_is_an_error_for_every_call_and_jobs_are_there_afterwards(
+    bench: Bench,
+) -> None:
+    job = bench.submit(bench.job("sleep", "600"))
+    bench.wait_for(job, JobState.RUNNING)
+    bench.cluster.stop("slurmctld")
+    try:
+        # 9 s each, for Slurm tries for long: so all at once.
+        with ThreadPoolExecutor() as pool:
+            asked: list[Future[object]] = [
+                pool.submit(lambda: bench.batch.observe()),
+                pool.submit(lambda: bench.batch.cancel([job])),
+                pool.submit(lambda: bench.submit(bench.job("true"))),
+            ]
+        assert [type(answer.exception()) for answer in asked] == [BatchUnavailable] * 3
+    finally:
+        bench.cluster.heal()
+    assert bench.wait_for(job, JobState.RUNNING).job_id == job
+
+
+def test_lost_node_ends_its_job_as_the_nodes_failure(bench: Bench) -> None:
+    job = bench.submit(replace(bench.job("sleep", "600"), exclude_nodes=("node1", "node2")))
+    assert bench.wait_for(job, JobState.RUNNING).node_names == "node3"
+    bench.cluster.kill("node3")
+    try:
+        end = bench.wait_for(job, JobState.ENDED, timeout=90)
+        assert end.end is JobEnd.NODE_FAILED
+        assert bench.end(job).end is JobEnd.NODE_FAILED
+    finally:
+        bench.cluster.heal()
+
+
+def test_walltime_warns_the_script_and_then_ends_the_job(bench: Bench) -> None:
+    program = (
+        "import signal,time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('warned', flush=True))\n"
+        "while True: time.sleep(600)\n"
+    )
+    asked = replace(bench.job("/usr/bin/python3", "-c", program), walltime_s=40.0, warn_s=30.0)
+    job = bench.submit(asked)
+
+    end = bench.end(job, timeout=180)
+
+    assert end.end is JobEnd.TIMED_OUT
+    assert bench.output().startswith("warned\n")
+
+
+def _started_now(bench: Bench, job: JobId) -> bool:
+    """Whether the requeued job runs; if not, cut short the 2 minutes that Slurm gives it.
+
+    Repeated, because the end of the first start sets them anew.
+    """
+    if bench.seen(job).state is JobState.QUEUED:
+        bench.cluster.control("update", f"jobid={job}", "starttime=now")
+    return bench.seen(job).state is JobState.RUNNING
+
+
+def _submit_named(bench: Bench, name: str) -> JobId:
+    done = bench._execute(
+        ["sbatch", "--parsable", "--hold", f"--job-name={name}", "--output=/dev/null",
+         f"--chdir={bench.directory}", "--wrap=true"],
+        timeout_s=30.0,
+        environment=os.environ,
+    )  # fmt: skip
+    job = JobId(done.stdout.strip())
+    bench.submitted.append(job)
+    return job
