@@ -1,155 +1,37 @@
 """Leader and agents over TCP inside the allocation.
 
-Newline-framed JSON. A connection opens with a challenge both ways: each side proves with an HMAC
-that it knows the incarnation's secret, which itself never crosses the wire. Then frames are
-``[seq, kind, fields]`` and ``[0, "ack", seq]``. A connection that breaks is made anew by the
-agent, and both sides send again what the other has not seen; so every message arrives once.
+A connection that breaks is made anew by the agent, and both sides send again what the other has
+not seen; so every message arrives once. What crosses the wire is in ``wire``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hmac
-import json
 import select
 import socket
-from collections import deque
-from pathlib import Path
 from secrets import token_hex
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from payload_runner.transport import LinkLost, Message
+from payload_runner.wire import (
+    Closed,
+    Conversation,
+    Stream,
+    decode_frame,
+    decode_object,
+    encode_line,
+    local_hosts,
+    number_of,
+    proof_of,
+)
 
-MAX_FRAME_BYTES = 4 * 1024 * 1024
-ACK_EVERY = 64  # acknowledgements only bound the memory of the other side
 HANDSHAKE_S = 5.0
 ATTEMPT_S = 1.0  # per address
 RETRY_S = 0.2
 # An agent that lives connects again within a moment; one that does not within this is lost.
 AGENT_GRACE_S = 5.0
 LEADER_GRACE_S = 10.0
-# A host that vanished without a word is noticed after about 10 + 4 * 5 s.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
-_USER_TIMEOUT_MS = 30_000
-
-
-class _Closed(Exception):
-    """This connection is over; the session may go on over another."""
-
-
-class Conversation:
-    """One side's numbers: what it sent that is not acknowledged, and what it has received."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._reported = 0
-        self._next = 1
-        self._unacknowledged: Deque[Tuple[int, bytes]] = deque()
-
-    def outgoing(self, kind: str, fields: Dict[str, Any]) -> Tuple[int, bytes]:
-        """Number a message and encode its frame, which is kept until acknowledged."""
-        seq, self._next = self._next, self._next + 1
-        frame = _line([seq, kind, fields])
-        self._unacknowledged.append((seq, frame))
-        return seq, frame
-
-    def take(self, seq: int) -> bool:
-        """Whether a received frame is new. Raises _Closed if one before it is missing."""
-        if seq <= self.received:
-            return False
-        if seq != self.received + 1:
-            raise _Closed("a frame is missing")
-        self.received = seq
-        return True
-
-    def acknowledged(self, seq: int) -> None:
-        """The other side has everything up to ``seq``."""
-        while self._unacknowledged and self._unacknowledged[0][0] <= seq:
-            self._unacknowledged.popleft()
-
-    def acknowledgement(self) -> bytes:
-        """The acknowledgement that is due, or nothing."""
-        if self.received - self._reported < ACK_EVERY:
-            return b""
-        self._reported = self.received
-        return _line([0, "ack", self.received])
-
-    def resumed(self, seq: int) -> bytes:
-        """Everything that a side which has received up to ``seq`` still lacks."""
-        self.acknowledged(seq)
-        return b"".join(frame for _, frame in self._unacknowledged)
-
-
-class _Stream:
-    """A connected socket that carries lines and never blocks."""
-
-    def __init__(self, sock: socket.socket, epoll: select.epoll) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
-        self._epoll = epoll
-        self._in = bytearray()
-        self._out = bytearray()
-        self._writing = False
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
-        epoll.register(self.fd, select.EPOLLIN)
-
-    def lines(self, limit: int = MAX_FRAME_BYTES) -> Tuple[List[bytes], bool]:
-        """The complete lines that have come, and whether the connection is still open."""
-        is_open = True
-        while True:
-            try:
-                data = self.sock.recv(256 * 1024)
-            except BlockingIOError:
-                break
-            except OSError:
-                is_open = False
-                break
-            if not data:
-                is_open = False
-                break
-            self._in += data
-            if len(data) < 256 * 1024:
-                break
-        *complete, rest = self._in.split(b"\n")
-        self._in = rest
-        if len(rest) > limit:
-            is_open = False
-        return [bytes(line) for line in complete], is_open
-
-    def write(self, data: bytes) -> None:
-        """Queue; :meth:`pump` sends."""
-        self._out += data
-
-    def pump(self) -> None:
-        """Send what the socket takes now. Raises _Closed."""
-        while self._out:
-            try:
-                sent = self.sock.send(self._out)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                raise _Closed(str(error)) from error
-            del self._out[:sent]
-        self._want_write(bool(self._out))
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._epoll.unregister(self.fd)
-        self.sock.close()
-
-    def _want_write(self, wanted: bool) -> None:
-        if wanted != self._writing:
-            self._writing = wanted
-            mask = select.EPOLLIN | (select.EPOLLOUT if wanted else 0)
-            self._epoll.modify(self.fd, mask)
-
-
-# --- the agent's side ---
 
 
 class TcpLink:
@@ -175,7 +57,7 @@ class TcpLink:
         self._conversation = Conversation()
         self._inbox: List[Message] = []
         self._leader: Optional[str] = None  # the one we once agreed with
-        self._stream: Optional[_Stream] = None
+        self._stream: Optional[Stream] = None
         self._up = False
         self._down_since = monotonic()
         self._attempt_since = 0.0
@@ -220,7 +102,7 @@ class TcpLink:
         self._stream.write(self._conversation.acknowledgement())
         try:
             self._stream.pump()
-        except _Closed:
+        except Closed:
             self._disconnect()
 
     def close(self) -> None:
@@ -245,9 +127,9 @@ class TcpLink:
             for line in lines:
                 self._take(line)
             if not is_open:
-                raise _Closed("closed by the leader")
+                raise Closed("closed by the leader")
             self._stream.pump()
-        except _Closed:
+        except Closed:
             self._disconnect()
 
     def _reconnect(self, now: float) -> None:
@@ -263,7 +145,7 @@ class TcpLink:
         self._attempt_since = now
         self._retry_at = now + RETRY_S / len(self._addresses)
         with contextlib.suppress(OSError):
-            self._stream = _Stream(_begin_connect(address), self._epoll)
+            self._stream = Stream(_begin_connect(address), self._epoll)
 
     def _disconnect(self) -> None:
         if self._stream is not None:
@@ -276,20 +158,20 @@ class TcpLink:
 
     def _take(self, line: bytes) -> None:
         if self._up:
-            message = _frame(self._conversation, line)
+            message = decode_frame(self._conversation, line)
             if message is not None:
                 self._inbox.append(message)
         elif not self._challenge:
-            self._answer(_object(line))
+            self._answer(decode_object(line))
         else:
-            self._accept(_object(line))
+            self._accept(decode_object(line))
 
     def _answer(self, opening: Dict[str, Any]) -> None:
         """First line of the leader: its name and challenge. Prove ourselves and ask the same."""
         assert self._stream is not None
         if self._leader is not None and opening.get("leader") != self._leader:
             self._lost = "another leader answers in the place of ours"
-            raise _Closed(self._lost)
+            raise Closed(self._lost)
         self._their_challenge = str(opening.get("challenge"))
         self._challenge = token_hex(16)
         hello = {
@@ -298,7 +180,7 @@ class TcpLink:
             "challenge": self._challenge,
             "leader": str(opening.get("leader")),
             "received": self._conversation.received,
-            "proof": _proof(
+            "proof": proof_of(
                 self._secret,
                 "agent",
                 str(self._node),
@@ -307,19 +189,19 @@ class TcpLink:
                 self._challenge,
             ),
         }
-        self._stream.write(_line(hello))
+        self._stream.write(encode_line(hello))
 
     def _accept(self, answer: Dict[str, Any]) -> None:
         """Second line of the leader: its proof, and how much of ours it has."""
         assert self._stream is not None
         leader = str(answer.get("leader"))
-        wanted = _proof(self._secret, "leader", leader, self._challenge, self._their_challenge)
+        wanted = proof_of(self._secret, "leader", leader, self._challenge, self._their_challenge)
         if not hmac.compare_digest(wanted, str(answer.get("proof"))):
-            raise _Closed("the other side does not know the secret")
+            raise Closed("the other side does not know the secret")
         self._leader = leader
         self._up = True
         self._addresses.insert(0, self._addresses.pop())
-        self._stream.write(self._conversation.resumed(_number(answer, "received")))
+        self._stream.write(self._conversation.resumed(number_of(answer, "received")))
 
 
 def _begin_connect(address: str) -> socket.socket:
@@ -337,21 +219,18 @@ def _begin_connect(address: str) -> socket.socket:
     return sock
 
 
-# --- the leader's side ---
-
-
 class _Session:
     def __init__(self, nonce: str) -> None:
         self.nonce = nonce
         self.conversation = Conversation()
-        self.stream: Optional[_Stream] = None
+        self.stream: Optional[Stream] = None
         self.down_since = 0.0
 
 
 class _Stranger:
     """A connection that has not proven itself."""
 
-    def __init__(self, stream: _Stream, since: float) -> None:
+    def __init__(self, stream: Stream, since: float) -> None:
         self.stream = stream
         self.since = since
         self.challenge = token_hex(16)
@@ -421,7 +300,7 @@ class TcpPort:
             session.stream.write(session.conversation.acknowledgement())
             try:
                 session.stream.pump()
-            except _Closed:
+            except Closed:
                 self._disconnect(node)
         self._dirty.clear()
 
@@ -466,10 +345,12 @@ class TcpPort:
                 return
             except OSError:  # out of descriptors, or gone before we took it
                 return
-            stranger = _Stranger(_Stream(sock, self._epoll), self._monotonic())
-            stranger.stream.write(_line({"leader": self._name, "challenge": stranger.challenge}))
+            stranger = _Stranger(Stream(sock, self._epoll), self._monotonic())
+            stranger.stream.write(
+                encode_line({"leader": self._name, "challenge": stranger.challenge})
+            )
             self._strangers[stranger.stream.fd] = stranger
-            with contextlib.suppress(_Closed):
+            with contextlib.suppress(Closed):
                 stranger.stream.pump()
 
     def _examine(self, stranger: _Stranger, got: List[Tuple[int, Message]]) -> None:
@@ -479,21 +360,21 @@ class TcpPort:
                 self._refuse(stranger)
             return
         try:
-            node = self._admit(stranger, _object(lines[0]))
-        except _Closed:
+            node = self._admit(stranger, decode_object(lines[0]))
+        except Closed:
             self._refuse(stranger)
             return
         self._apply(node, lines[1:], is_open, got)
 
     def _admit(self, stranger: _Stranger, hello: Dict[str, Any]) -> int:
-        node, nonce = _number(hello, "node"), str(hello.get("nonce"))
+        node, nonce = number_of(hello, "node"), str(hello.get("nonce"))
         theirs = str(hello.get("challenge"))
-        wanted = _proof(self._secret, "agent", str(node), nonce, stranger.challenge, theirs)
+        wanted = proof_of(self._secret, "agent", str(node), nonce, stranger.challenge, theirs)
         if not hmac.compare_digest(wanted, str(hello.get("proof"))):
-            raise _Closed("wrong secret")
+            raise Closed("wrong secret")
         session = self._sessions.get(node)
         if (node, nonce) in self._gone or (session is not None and session.nonce != nonce):
-            raise _Closed("this node is taken")
+            raise Closed("this node is taken")
         if session is None:
             session = self._sessions[node] = _Session(nonce)
         elif session.stream is not None:
@@ -501,10 +382,10 @@ class TcpPort:
         stream = session.stream = stranger.stream
         del self._strangers[stream.fd]
         self._node_of[stream.fd] = node
-        proof = _proof(self._secret, "leader", self._name, theirs, stranger.challenge)
+        proof = proof_of(self._secret, "leader", self._name, theirs, stranger.challenge)
         received = session.conversation.received
-        stream.write(_line({"leader": self._name, "proof": proof, "received": received}))
-        stream.write(session.conversation.resumed(_number(hello, "received")))
+        stream.write(encode_line({"leader": self._name, "proof": proof, "received": received}))
+        stream.write(session.conversation.resumed(number_of(hello, "received")))
         self._dirty.add(node)
         return node
 
@@ -532,10 +413,10 @@ class TcpPort:
         conversation = self._sessions[node].conversation
         try:
             for line in lines:
-                message = _frame(conversation, line)
+                message = decode_frame(conversation, line)
                 if message is not None:
                     got.append((node, message))
-        except _Closed:
+        except Closed:
             is_open = False
         if not is_open:
             self._disconnect(node)
@@ -547,75 +428,3 @@ class TcpPort:
             session.stream.close()
             session.stream = None
             session.down_since = self._monotonic()
-
-
-def local_hosts() -> Tuple[str, ...]:
-    """The IPv4 addresses and the name under which other nodes may reach this machine.
-
-    The address behind the host name first; the bare name last, as asking for it may take long.
-    """
-    found = []
-    name = socket.gethostname()
-    with contextlib.suppress(OSError):
-        found.append(socket.gethostbyname(name))
-    with contextlib.suppress(OSError):
-        found += _addresses_in(Path("/proc/net/fib_trie").read_text())
-    found.append(name)
-    return tuple(host for host in dict.fromkeys(found) if not host.startswith("127."))
-
-
-def _addresses_in(fib_trie: str) -> List[str]:
-    """The machine's own addresses in the kernel's routing trie."""
-    found = []
-    address = ""
-    for line in fib_trie.splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] in ("|--", "+--"):
-            address = words[1]
-        elif "host" in words and "LOCAL" in words:
-            found.append(address)
-    return found
-
-
-# --- frames ---
-
-
-def _line(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
-
-
-def _frame(conversation: Conversation, line: bytes) -> Optional[Message]:
-    """The message of a frame, or None for an acknowledgement or one that has come before."""
-    try:
-        seq, kind, fields = json.loads(line)
-    except (ValueError, TypeError):
-        raise _Closed("not a frame") from None
-    if seq == 0:
-        conversation.acknowledged(int(fields))
-        return None
-    if not isinstance(fields, dict) or not isinstance(kind, str) or not isinstance(seq, int):
-        raise _Closed("not a frame")
-    return (kind, fields) if conversation.take(seq) else None
-
-
-def _object(line: bytes) -> Dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        raise _Closed("not JSON") from None
-    if not isinstance(value, dict):
-        raise _Closed("not an object")
-    return value
-
-
-def _number(fields: Dict[str, Any], key: str) -> int:
-    value = fields.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _Closed(f"no {key}")
-    return value
-
-
-def _proof(secret: bytes, *parts: str) -> str:
-    # Length-prefixed, so that no two lists of parts give one text.
-    text = "".join(f"{len(part)}:{part}" for part in parts)
-    return hmac.new(secret, text.encode(), "sha256").hexdigest()
