@@ -156,6 +156,7 @@ def main(argv: list[str]) -> int:
 
     Returns 0 as well when another scheduler answers there already.
     """
+    os.umask(0o077)
     records = Records(Path(argv[0]).resolve())
     idle_s = float(argv[1]) if len(argv) > 1 else IDLE_S
     records.prepare()

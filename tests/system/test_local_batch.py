@@ -362,7 +362,8 @@ def test_many_clients_at_once_share_one_scheduler(bench: Bench) -> None:
 
 def test_everything_on_disk_is_private(bench: Bench) -> None:
     bench.end(bench.submit("true"))
-    bench.submit("sleep 60")
+    bench.submit("echo $$ > pid; sleep 60")
+    bench.pid()
     modes = {
         path.name: stat.S_IMODE(path.lstat().st_mode) & 0o077
         for path in [bench.directory / "cluster", *(bench.directory / "cluster").rglob("*")]
