@@ -28,10 +28,14 @@ from harvester.site import Site
 
 COMPILE_LIMIT_S = 60.0  # a cold import from a shared file system takes long
 
+# What the compiled form depends on besides the site files themselves.
 _CODE = (
+    "config_check.py",
     "config_compile.py",
     "config_rules.py",
     "config_schema.py",
+    "config_sources.py",
+    "config_values.py",
     "config_yaml.py",
     "quantities.py",
     "site.py",

@@ -52,8 +52,8 @@ SHARED_BY_ADAPTERS = ("port", "commands", "script")
 HEAVY = {
     "requests": ("harvester.central.http",),
     "yaml": ("harvester.config_yaml",),
-    "pydantic": ("harvester.config_schema", "harvester.config_compile", "harvester.steering"),
-    "pydantic_core": ("harvester.config_schema", "harvester.config_compile"),
+    "pydantic": ("harvester.config_schema", "harvester.config_check", "harvester.steering"),
+    "pydantic_core": ("harvester.config_schema", "harvester.config_check"),
     "sqlalchemy": ("harvester.steering",),
     "alembic": ("harvester.steering",),
     "fastapi": ("harvester.steering",),

@@ -1,0 +1,183 @@
+"""From the validated keys of a site file to the values of ``harvester.site``."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from harvester import paths
+from harvester.config_check import problem_at
+from harvester.config_schema import QueueKeys, SiteKeys
+from harvester.config_sources import Sources
+from harvester.config_yaml import Key, Layer
+from harvester.errors import ConfigurationError, Problem
+from harvester.site import (
+    Budgets,
+    CentralChoice,
+    LocalCluster,
+    PlanningChoice,
+    Queue,
+    RunnerChoice,
+    Site,
+    WalltimeBin,
+)
+from payload_runner.protocol import NodeShape
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_MEGABYTE = 1_000_000
+
+
+class Expansion:
+    """Turns validated keys into a ``Site``: expands paths and fills in what depends on the user."""
+
+    def __init__(self, first: Path, layer: Layer, sources: Sources) -> None:
+        self._first = first
+        self._layer = layer
+        self._sources = sources
+        self._problems: list[Problem] = []
+
+    def site(self, keys: SiteKeys) -> Site:
+        """The site; ConfigurationError when a path names a variable that is not set."""
+        name = keys.name or self._first.stem
+        state_dir = self._state_dir(keys, name)
+        local = keys.spool.filesystem == "local"
+        index = self._path(("state", "index"), keys.state.index)
+        spool = self._path(("spool", "path"), keys.spool.path)
+        site = Site(
+            name=name,
+            batch_system=keys.batch_system,
+            node=_node(keys),
+            queues=tuple(_queue(queue, _nodes_limit(keys)) for queue in keys.queues),
+            spool=spool or state_dir / "spool",
+            filesystem=keys.spool.filesystem,
+            state_dir=state_dir,
+            index=index or paths.default_index(state_dir, name, local=local, uid=os.getuid()),
+            description=keys.description,
+            account=keys.account or "",
+            directives=tuple(keys.directives),
+            container_runtime=keys.containers.runtime,
+            image_dir=_text(self._path(("containers", "image_dir"), keys.containers.image_dir)),
+            budgets=_budgets(keys),
+            central=self._central(keys),
+            runner=_runner(keys),
+            planning=_planning(keys),
+            local=LocalCluster(nodes=keys.local.nodes, warn_s=keys.local.warn),
+        )
+        if self._problems:
+            raise ConfigurationError(self._problems)
+        return site
+
+    def _state_dir(self, keys: SiteKeys, name: str) -> Path:
+        for variable in ("XDG_STATE_HOME", "HOME"):
+            self._sources.variable(variable)
+        default = paths.site_states(self._sources.environ) / name
+        return self._path(("state", "dir"), keys.state.dir) or default
+
+    def _central(self, keys: SiteKeys) -> CentralChoice:
+        return CentralChoice(
+            kind=keys.central.kind,
+            url=keys.central.url,
+            token_file=self._path(("central", "token_file"), keys.central.token_file),
+            ca_file=self._path(("central", "ca_file"), keys.central.ca_file),
+            timeout_s=keys.central.timeout,
+        )
+
+    def _path(self, key: Key, text: str | None) -> Path | None:
+        if text is None:
+            return None
+        if text == "~" or text.startswith("~/"):
+            text = f"$HOME{text[1:]}"
+        path = Path(_VARIABLE.sub(lambda match: self._value(key, match), text))
+        if not path.is_absolute():
+            self._note(key, "expected an absolute path, $NAME or ~ in front")
+        return path
+
+    def _value(self, key: Key, match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        value = self._sources.variable(name)
+        if not value:
+            self._note(key, f"expected ${name} to be set in the environment; it is not")
+            return "/"
+        return value
+
+    def _note(self, key: Key, sentence: str) -> None:
+        self._problems.append(problem_at(self._first, self._layer, key, sentence))
+
+
+def _node(keys: SiteKeys) -> NodeShape:
+    return NodeShape(
+        gpus=keys.node.gpus,
+        cores=keys.node.cores,
+        memory_mb=(keys.node.memory or 0) // _MEGABYTE,
+        gpu_variable=keys.node.gpu_variable,
+    )
+
+
+def _nodes_limit(keys: SiteKeys) -> int:
+    # A virtual cluster has as many nodes as it was told, whatever a base file's queue allows.
+    return keys.local.nodes if keys.batch_system == "local" else sys.maxsize
+
+
+def _queue(keys: QueueKeys, nodes_limit: int) -> Queue:
+    return Queue(
+        name=keys.name,
+        bins=tuple(
+            WalltimeBin(
+                nodes_min=item.nodes[0],
+                nodes_max=min(item.nodes[1], nodes_limit),
+                walltime_max_s=item.walltime,
+            )
+            for item in sorted(keys.bins, key=lambda item: item.nodes)
+        ),
+        queued_max=keys.queued_max,
+        running_max=keys.running_max,
+        total_max=keys.total_max,
+        limits_per=keys.limits_per,
+        preemptable=keys.preemptable,
+        directives=tuple(keys.directives),
+        whole_nodes=keys.whole_nodes,
+    )
+
+
+def _budgets(keys: SiteKeys) -> Budgets:
+    budgets = keys.budgets
+    return Budgets(
+        query_interval_s=budgets.query_interval,
+        queries_per_minute=budgets.queries_per_minute,
+        submissions_per_hour=budgets.submissions_per_hour,
+        jobs_in_flight=budgets.jobs_in_flight,
+        node_hours_per_day=budgets.node_hours_per_day,
+        command_timeout_s=budgets.command_timeout,
+    )
+
+
+def _runner(keys: SiteKeys) -> RunnerChoice:
+    runner = keys.runner
+    return RunnerChoice(
+        python=runner.python,
+        launcher=tuple(runner.launcher),
+        transport=runner.transport,
+        node_local_dir=runner.node_local_dir,
+        drain_margin_s=runner.drain_margin,
+        idle_exit_s=runner.idle_exit,
+        environment=runner.environment,
+        prologue=tuple(runner.prologue),
+    )
+
+
+def _planning(keys: SiteKeys) -> PlanningChoice:
+    planning = keys.planning
+    return PlanningChoice(
+        nodes_max=planning.nodes_max,
+        walltime_max_s=planning.walltime_max,
+        walltime_min_s=planning.walltime_min,
+        boot_margin_s=planning.boot_margin,
+        default_expected_s=planning.default_expected,
+        lookahead=planning.lookahead,
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
