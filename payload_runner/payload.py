@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
-from typing import Any, Callable, List, Optional, Set
+from typing import Any, Callable, List, Optional, Set, Tuple
 
 from payload_runner import environment, gpus, processes
 from payload_runner.collecting import Collected, Leftovers, collect, needs_thread
@@ -236,11 +236,14 @@ class Payload:
         except OSError as error:
             _log.warning("Cannot write the stop file attempt=%s: %s", self.order.attempt, error)
         number = int(getattr(signal, self._spec.warn_signal, signal.SIGUSR2))
-        # Who has no handler for it would die of the warning: often the shell that waits for the
-        # program, and with it our view of the program.
-        members = processes.tree(processes.all_processes(), self._live)
-        listening = [item.pid for item in members if processes.catches(item.pid, number)]
+        # Who has no handler for it would die of the warning.
+        _, listening = self._members(number)
         processes.send(listening, number)
+
+    def _members(self, number: int) -> Tuple[List[processes.Process], Set[int]]:
+        """Its processes, and which of them have a handler for a signal."""
+        members = processes.tree(processes.all_processes(), self._live)
+        return members, {item.pid for item in members if processes.catches(item.pid, number)}
 
     def _save_and_terminate(self) -> None:
         if self._stop is not None and self._stop.saves:
@@ -249,8 +252,7 @@ class Payload:
             self._terminate()
 
     def _terminate(self) -> None:
-        for pid in self._live:
-            processes.send_group(pid, signal.SIGTERM)
+        processes.send(processes.to_end(*self._members(signal.SIGTERM)), signal.SIGTERM)
 
     def _kill(self) -> None:
         for pid in self._live:

@@ -186,6 +186,23 @@ def tree(table: Sequence[Process], roots: Iterable[int]) -> List[Process]:
     return list(found.values())
 
 
+def to_end(members: Sequence[Process], catching: Container[int]) -> List[int]:
+    """Whom of a tree to send a signal that ends processes, so that handlers get their time.
+
+    Spared are the ancestors of those ``catching`` it that have no handler themselves: a shell
+    that dies at once would leave the program that it waits for without anyone to wait for it,
+    and an exit without the program's code.
+    """
+    parents = {item.pid: item.parent for item in members}
+    spared = set()
+    for item in members:
+        pid = parents.get(item.pid, 0) if item.pid in catching else 0
+        while pid in parents and pid not in spared:
+            spared.add(pid)
+            pid = parents[pid]
+    return [item.pid for item in members if item.pid in catching or item.pid not in spared]
+
+
 def memory_mb(members: Sequence[Process], limit_mb: float) -> float:
     """Memory of a tree. Shared pages count once, but only when that decides about the limit."""
     resident = sum(item.resident_mb for item in members)

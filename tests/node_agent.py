@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from payload_runner.placement import Slot
+from payload_runner.processes import attempt_of
 from payload_runner.protocol import (
     AllocationPlan,
     AttemptEnded,
@@ -33,6 +34,7 @@ from tests.support import wait_until
 
 TAG = "habcde-abcdef"
 ROOT = Path(__file__).parents[1]
+GOOD = """echo '{"loss": 0.5, "message": "fine"}' > output.json"""
 
 
 def make_plan(**changes: Any) -> AllocationPlan:
@@ -111,8 +113,8 @@ class AgentProcess:
         remaining_s: float = 500.0,
         parameters: Any = None,
         segment: str | None = None,
-        checkpoint: FileRef | None = None,
-        checkpoint_of: str | None = None,
+        resume: FileRef | None = None,
+        resume_of: str | None = None,
         **spec: Any,
     ) -> str:
         """Define a payload and run one attempt at it; returns the attempt."""
@@ -125,8 +127,8 @@ class AgentProcess:
             attempt,
             {"x": 1} if parameters is None else parameters,
             segment,
-            checkpoint=checkpoint,
-            checkpoint_of=checkpoint_of,
+            checkpoint=resume,
+            checkpoint_of=resume_of,
         )
         self.send("define", to_fields(payload))
         given = slot or Slot(node=0, hosts=("node0",))
@@ -189,3 +191,9 @@ class AgentProcess:
         self.spool.inputs.mkdir(parents=True, exist_ok=True)
         self.spool.input(sha256).write_bytes(data)
         return InputFile(name, sha256, len(data), executable)
+
+
+def processes_of(attempt: str) -> list[int]:
+    """Processes of the machine that belong to an attempt."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if attempt_of(pid) == attempt]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
@@ -13,10 +12,7 @@ from pathlib import Path
 import pytest
 
 from payload_runner.placement import Slot
-from payload_runner.processes import attempt_of
-from tests.node_agent import AgentProcess, make_plan
-
-GOOD = """echo '{"loss": 0.5}' > output.json"""
+from tests.node_agent import GOOD, AgentProcess, make_plan, processes_of
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +172,3 @@ def test_full_disk_of_others_blames_the_node_and_own_use_the_point(tmp_path: Pat
 def test_working_directories_do_not_pile_up(agent: AgentProcess, attempt: str) -> None:
     agent.run("truncate -s 1M big; exit 1", attempt)
     agent.wait_while_listening(lambda: list(agent.spool.work.glob(f"*/{attempt}")) == [])
-
-
-def processes_of(attempt: str) -> list[int]:
-    """Processes of the machine that belong to an attempt."""
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if attempt_of(pid) == attempt]

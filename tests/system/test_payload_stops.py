@@ -1,0 +1,275 @@
+"""Payloads that are stopped: warned, saved, ended, and resumed elsewhere; and lost leaders."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from payload_runner.protocol import CheckpointRule, CheckpointSaved, InputFile, from_fields
+from tests.node_agent import GOOD, ROOT, AgentProcess, processes_of
+from tests.support import wait_until
+
+# Counts on from its checkpoint and saves after each step; ON_TERM: also at SIGTERM, then leaves.
+COUNTER = textwrap.dedent(
+    """
+    import json, os, pathlib, signal, sys, time
+    state = pathlib.Path("ckpt/state")
+    step = first = int(state.read_text()) if state.exists() else 0
+    def save():
+        state.parent.mkdir(exist_ok=True)
+        pathlib.Path("part").write_text(str(step))
+        os.replace("part", state)
+    def leave(*_):
+        save()
+        sys.exit(143)
+    if "ON_TERM" in os.environ:
+        signal.signal(signal.SIGTERM, leave)
+    pathlib.Path("ready").touch()
+    while step < int(os.environ["STEPS"]):
+        step += 1
+        if "ON_TERM" not in os.environ:
+            save()
+        print(step, flush=True)
+        time.sleep(0.02)
+    json.dump({"loss": step, "message": f"from {first}"}, open("output.json", "w"))
+    """
+)
+RULE = CheckpointRule(("ckpt",), interval_s=600.0)
+COUNT = "python3 -S count.py"
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[AgentProcess]:
+    with AgentProcess(tmp_path) as running:
+        yield running
+
+
+def script(agent: AgentProcess) -> InputFile:
+    return agent.add_input("count.py", COUNTER.encode())
+
+
+def count(agent: AgentProcess, attempt: str, **environment: str) -> None:
+    """Start an endless counter and wait for its first steps."""
+    agent.start(
+        COUNT,
+        attempt,
+        files=(script(agent),),
+        checkpoint=RULE,
+        warn_s=0.1,
+        environment={"STEPS": "1000000", **environment},
+    )
+    wait_until_ready(agent, attempt)
+
+
+def wait_until_ready(agent: AgentProcess, attempt: str) -> None:
+    """The payload has made its file ``ready``."""
+    agent.wait_while_listening(lambda: any(agent.spool.work.glob(f"*/{attempt}/ready")))
+
+
+def saved(agent: AgentProcess, attempt: str) -> CheckpointSaved:
+    return from_fields(CheckpointSaved, agent.told("checkpoint", attempt)[-1])
+
+
+@pytest.mark.parametrize("environment", [{}, {"ON_TERM": "1"}], ids=["deaf", "saves at SIGTERM"])
+def test_cut_off_payload_goes_on_from_its_checkpoint(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with AgentProcess(tmp_path) as first:
+        count(first, "1.1.1.1", **environment)
+        first.drain(8.0)
+        ended = first.outcome("1.1.1.1")
+        assert (ended.state, ended.blame, ended.progress) == ("timed_out", "walltime", True)
+        assert ended.reason == "the walltime ends"
+        file = saved(first, "1.1.1.1").file
+    with AgentProcess(tmp_path) as second:
+        ended = second.run(
+            COUNT,
+            "1.1.1.2",
+            files=(script(second),),
+            checkpoint=RULE,
+            resume=file,
+            resume_of="1.1.1.1",
+            environment={"STEPS": "1"},
+        )
+        (started,) = second.told("attempt_started")
+    assert started["resumed_from"] == "1.1.1.1"
+    assert (ended.state, ended.progress) == ("succeeded", False)
+    match = re.fullmatch(r"from (\d+)", str(ended.message))
+    assert match is not None
+    assert int(match.group(1)) > 0
+
+
+def test_tampered_checkpoint_means_a_start_from_zero_with_a_note(agent: AgentProcess) -> None:
+    count(agent, "1.1.1.1", ON_TERM="1")
+    agent.drain(4.0)
+    agent.outcome("1.1.1.1")
+    file = saved(agent, "1.1.1.1").file
+    path = agent.spool.committed(file)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(bytes(data))
+    ended = agent.run(
+        COUNT,
+        "1.1.1.2",
+        files=(script(agent),),
+        checkpoint=RULE,
+        resume=file,
+        resume_of="1.1.1.1",
+        environment={"STEPS": "1"},
+    )
+    assert (ended.state, ended.message) == ("succeeded", "from 0")
+    (refused,) = agent.told("checkpoint_refused", "1.1.1.2")
+    assert "not restored, started from zero" in refused["reason"]
+    assert "resumed_from" not in agent.told("attempt_started", "1.1.1.2")[0]
+
+
+def test_checkpoint_is_saved_while_the_payload_runs(agent: AgentProcess) -> None:
+    rule = CheckpointRule(("state",), interval_s=0.1)
+    agent.start("echo 1 > state; sleep 1000", "1.1.1.1", checkpoint=rule)
+    agent.wait_for("checkpoint", "1.1.1.1")
+    agent.stop("1.1.1.1")
+    ended = agent.outcome("1.1.1.1")
+    assert (ended.state, ended.progress) == ("cancelled", True)
+    assert len(agent.told("checkpoint", "1.1.1.1")) == 1
+
+
+def test_refused_checkpoint_is_told_and_the_payload_goes_on(agent: AgentProcess) -> None:
+    rule = CheckpointRule(("../state",), interval_s=0.1)
+    assert agent.run(GOOD, "1.1.1.1", checkpoint=rule).state == "succeeded"
+    (refused,) = agent.told("checkpoint_refused")
+    assert refused["reason"] == "checkpoint path '../state' leaves the working directory"
+
+
+SAVING = f"end() {{ sleep 0.3; {GOOD}; exit 0; }}; trap end USR2; touch ready"
+FOR_EVER = "while :; do sleep 0.05; done"
+
+
+def test_finishing_during_the_grace_is_a_success(agent: AgentProcess) -> None:
+    agent.start(f"{SAVING}; {FOR_EVER}", "1.1.1.1")
+    wait_until_ready(agent, "1.1.1.1")
+    agent.drain(30.0)
+    assert agent.outcome("1.1.1.1").state == "succeeded"
+
+
+def test_warning_does_not_kill_who_does_not_know_it(agent: AgentProcess) -> None:
+    """The shell has no handler; its child has one and needs a moment to save."""
+    item = agent.add_input("child.sh", f"{SAVING}; {FOR_EVER}".encode())
+    agent.start("sh child.sh; true", "1.1.1.1", files=(item,))
+    wait_until_ready(agent, "1.1.1.1")
+    agent.drain(30.0)
+    assert agent.outcome("1.1.1.1").state == "succeeded"
+
+
+def test_stop_file_reaches_those_without_signals(agent: AgentProcess) -> None:
+    agent.start(f"while [ ! -e .harvester-stop ]; do sleep 0.05; done; {GOOD}", "1.1.1.1")
+    agent.wait_for("attempt_started")
+    agent.drain(30.0)
+    assert agent.outcome("1.1.1.1").state == "succeeded"
+
+
+def test_client_tells_when_to_stop_and_relays_reports(agent: AgentProcess) -> None:
+    body = """
+        import json, sys
+        import client
+        step = 0
+        while not client.should_stop() and client.time_left() > 0:
+            step += 1
+            client.report(1, 0.5, accuracy=0.25, broken=float("nan"))
+        json.dump({"loss": step}, open("output.json", "w"))
+    """
+    library = (ROOT / "payload_runner" / "client.py").read_bytes()
+    files = (
+        agent.add_input("client.py", library),
+        agent.add_input("main.py", textwrap.dedent(body).encode()),
+    )
+    agent.start("python3 -S main.py", "1.1.1.1", files=files)
+    wait_until(lambda: processes_of("1.1.1.1"))
+    agent.wait_for("reports", "1.1.1.1")
+    agent.drain(30.0)
+    assert agent.outcome("1.1.1.1").state == "succeeded"
+    reports = [tuple(event["values"]) for event in agent.told("reports")]
+    assert set(map(str, reports)) == {str(({"loss": 0.5, "accuracy": 0.25, "step": 1},))}
+
+
+def test_client_hint_saves_the_checkpoint_soon(agent: AgentProcess) -> None:
+    library = (ROOT / "payload_runner" / "client.py").read_bytes()
+    files = (agent.add_input("client.py", library),)
+    agent.start(
+        "echo whole > state; python3 -S -c 'import client; client.checkpoint(\"state\")'; sleep 99",
+        "1.1.1.1",
+        files=files,
+        checkpoint=CheckpointRule(("state",), interval_s=600.0),
+    )
+    agent.wait_for("checkpoint", "1.1.1.1")
+    agent.stop("1.1.1.1")
+    agent.outcome("1.1.1.1")
+
+
+def test_preempted_is_told_as_such(agent: AgentProcess) -> None:
+    agent.start("sleep 1000", "1.1.1.1", warn_s=0.1)
+    agent.wait_for("attempt_started")
+    agent.drain(5.0, "preempted")
+    ended = agent.outcome("1.1.1.1")
+    assert (ended.state, ended.blame, ended.progress) == ("preempted", "site", False)
+
+
+def test_second_drain_with_less_time_is_obeyed(agent: AgentProcess) -> None:
+    agent.start("sleep 1000", "1.1.1.1", warn_s=500.0)
+    agent.wait_for("attempt_started")
+    agent.drain(1000.0)
+    agent.drain(0.5)
+    assert agent.outcome("1.1.1.1").state == "timed_out"
+
+
+def test_signalled_agent_ends_its_payloads_and_leaves(agent: AgentProcess) -> None:
+    agent.start("sleep 1000", "1.1.1.1", warn_s=0.1)
+    agent.wait_for("attempt_started")
+    agent.process.send_signal(signal.SIGUSR1)  # a batch system's warning must not kill it
+    agent.process.terminate()
+    assert agent.outcome("1.1.1.1").state == "preempted"
+    assert agent.process.wait(10.0) == 0
+
+
+def test_killed_agent_takes_its_payloads_with_it(agent: AgentProcess) -> None:
+    agent.start("setsid sleep 1000 & sleep 1000", "1.1.1.1")
+    wait_until(lambda: len(processes_of("1.1.1.1")) >= 2)
+    agent.process.kill()
+    wait_until(lambda: processes_of("1.1.1.1") == [])
+
+
+def test_agent_that_loses_its_leader_ends_its_payloads_and_leaves(tmp_path: Path) -> None:
+    with AgentProcess(tmp_path) as agent:
+        agent.start("sleep 1000", "1.1.1.1", warn_s=0.1)
+        agent.wait_for("attempt_started")
+        agent.port.close()
+        assert agent.process.wait(60.0) != 0
+        assert processes_of("1.1.1.1") == []
+        assert os.listdir(agent.spool.work) == []
+
+
+def test_dismissed_agent_leaves_nothing(tmp_path: Path) -> None:
+    with AgentProcess(tmp_path) as agent:
+        agent.run(f"(setsid env -i sleep 1000 &); {GOOD}", "1.1.1.1")
+        agent.send("leave", {})
+        assert agent.process.wait(15.0) == 0
+    assert os.listdir(agent.spool.work) == []
+    assert [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_sleep(pid)
+    ] == []
+
+
+def is_sleep(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return (
+            words[:2] == [b"sleep", b"1000"]
+            and b"HARVESTER" not in Path(f"/proc/{pid}/environ").read_bytes()
+        )
+    except OSError:
+        return False
