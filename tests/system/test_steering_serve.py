@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from harvester.central.tasks import TaskClient, discover
-from harvester.errors import ConfigurationError, Refused
+from harvester.errors import ConfigurationError, CredentialsRefused, Refused
 from harvester.steering.database import parse_database_url
 from harvester.steering.serve import serve
 from tests.central_service import document
@@ -25,14 +28,15 @@ _SERVE = """
 import sys
 from pathlib import Path
 from harvester.steering.serve import serve
-serve(state_home=Path(sys.argv[1]))
+home, *tls = map(Path, sys.argv[1:])
+serve(state_home=home, tls_cert=tls[0] if tls else None, tls_key=tls[1] if tls else None)
 """
 
 
 @contextmanager
-def _process(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _process(home: Path, *tls: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(home)],
+        [sys.executable, "-c", _SERVE, str(home), *map(str, tls)],
         preexec_fn=lambda: os.umask(0),
     )
     try:
@@ -63,6 +67,42 @@ def test_a_service_says_where_it_is_and_ends_within_two_seconds(tmp_path: Path) 
     with _process(home):
         url, token_file = discover(None, {}, home)
         assert TaskClient(url, token_file).show(task)["state"] == "running"
+
+
+def test_a_client_that_waits_for_changes_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    with _process(home) as process:
+        url, token_file = discover(None, {}, home)
+        parts = urlsplit(url)
+        waiting = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=10)
+        headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
+        waiting.request("GET", "/api/v1/changes?wait_s=30", headers=headers)
+        # The service takes connections in turn: when this is answered, the other one waits.
+        TaskClient(url, token_file).ping()
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(timeout=10) == 0
+        assert time.monotonic() - began < 2.0
+        assert json.load(waiting.getresponse()) == {"changes": [], "next": 0}
+        waiting.close()
+
+
+def test_tls_is_checked_against_the_authority_that_is_named(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: no certificate can be made")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    made = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject)
+    subprocess.run(
+        [*made, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
+    )
+    home = tmp_path / "state"
+    with _process(home, certificate, key):
+        url, token_file = discover(None, {}, home)
+        assert url.startswith("https://127.0.0.1:")
+        assert TaskClient(url, token_file, ca_file=certificate).ping()["protocol"] == 1
+        with pytest.raises(CredentialsRefused, match=r"certificate .* is not trusted"):
+            TaskClient(url, token_file).ping()
 
 
 def test_a_second_service_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
