@@ -109,6 +109,13 @@ class World:
             job.ended_at is not None for job in self.cluster.jobs.values()
         )
 
+    def lose_login_host(self) -> None:
+        """The login node dies: what it had not synced is gone, and the index with it."""
+        self.disk.lose_unsynced(_LOGIN)
+        index = self.scenario.site.index
+        for suffix in ("", "-wal", "-shm"):
+            index.with_name(index.name + suffix).unlink(missing_ok=True)
+
     def _launch(self, start: JobStart) -> SimulatedRunner:
         return SimulatedRunner(
             start,
