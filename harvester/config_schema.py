@@ -167,6 +167,7 @@ class RunnerKeys(_Part):
     launcher: Words = []
     transport: Literal["auto", "tcp", "files"] = "auto"
     node_local_dir: Annotated[str, Field(min_length=1)] | None = None
+    keep_workdirs: bool = False
     drain_margin: Duration = 60.0
     idle_exit: Duration = 120.0
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}

@@ -160,6 +160,7 @@ def _runner(keys: SiteKeys) -> RunnerChoice:
         launcher=tuple(runner.launcher),
         transport=runner.transport,
         node_local_dir=runner.node_local_dir,
+        keep_workdirs=runner.keep_workdirs,
         drain_margin_s=runner.drain_margin,
         idle_exit_s=runner.idle_exit,
         environment=runner.environment,

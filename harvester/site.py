@@ -64,6 +64,7 @@ class RunnerChoice:
     launcher: tuple[str, ...] = ()
     transport: str = "auto"
     node_local_dir: str | None = None
+    keep_workdirs: bool = False  # for looking around; somebody else has to clear them
     drain_margin_s: float = 60.0
     idle_exit_s: float = 120.0
     environment: Mapping[str, str] = field(default_factory=dict)

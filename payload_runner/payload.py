@@ -350,7 +350,8 @@ class Payload:
         shown = self.relays_output or whole.state != "succeeded"
         event = whole if shown else replace(whole, stdout=None, stderr=None)
         workdir = self._workdir
-        self._loop.worker.submit(lambda: shutil.rmtree(workdir, ignore_errors=True), _nothing)
+        if not self._node.plan.keep_workdirs:
+            self._loop.worker.submit(lambda: shutil.rmtree(workdir, ignore_errors=True), _nothing)
         self._ended(event, whole)
 
     def _event(self, found: Collected) -> AttemptEnded:

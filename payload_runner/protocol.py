@@ -180,6 +180,7 @@ class AllocationPlan:
     transport: str = "auto"  # auto (tcp, else files) | tcp | files | mpi
     filesystem: str = "shared"  # shared (poll) | local (inotify)
     node_local_dir: Optional[str] = None  # working directories; None: under the spool
+    keep_workdirs: bool = False  # leave them where they are when their payloads have ended
     drain_margin_s: float = 60.0  # nothing runs later than this before the end
     idle_exit_s: float = 120.0  # leave when there has been nothing to do for this long
     orders_poll_s: float = 1.0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from harvester.batch.local import LocalBatch
 from harvester.central.tasks import TaskClient
 
 from harvester.config import load_site
@@ -136,7 +137,10 @@ class Stack:
         self.stop_daemon()
         if self._loaded is not None:
             batch = make_batch(self._loaded)
-            batch.cancel([job.job_id for job in batch.observe().jobs])
+            if isinstance(batch, LocalBatch):
+                batch.shut_down()
+            else:
+                batch.cancel([job.job_id for job in batch.observe().jobs])
         self.stop_central()
 
     def log_ends(self, *parts: str) -> str:

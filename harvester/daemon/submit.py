@@ -209,6 +209,7 @@ def allocation_plan(desk: Desk, row: AllocationRow) -> AllocationPlan:
         transport=runner.transport,
         filesystem=site.filesystem,
         node_local_dir=runner.node_local_dir,
+        keep_workdirs=runner.keep_workdirs,
         drain_margin_s=runner.drain_margin_s,
         idle_exit_s=runner.idle_exit_s,
         container_runtime=site.container_runtime,

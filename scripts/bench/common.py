@@ -74,7 +74,7 @@ def write_search(directory: Path, points: int, command: str, **payload: object) 
 
 def site_text(width: int, *, keep: Path | None = None) -> str:
     """A site of one virtual node with ``width`` GPUs and one allocation at a time."""
-    kept = "" if keep is None else f"  keep_workdirs: {keep}\n"
+    kept = "" if keep is None else f"  node_local_dir: {keep}\n  keep_workdirs: true\n"
     return (
         "extends: local\nname: bench\n"
         f"node: {{gpus: {width}, cores: 2, memory: 8GB}}\n"
