@@ -16,7 +16,6 @@ from typing import Any, Self, TypeVar
 
 from harvester.batch.local import LocalBatch
 from harvester.central.tasks import TaskClient
-
 from harvester.config import load_site
 from harvester.site import Site
 from harvester.wiring import make_batch

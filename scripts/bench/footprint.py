@@ -27,18 +27,20 @@ def main() -> int:
     options = parser.parse_args()
     import psutil
 
-    with tempfile.TemporaryDirectory(prefix="harvester-bench-") as temporary:
-        with Stack(Path(temporary), site_text(2)) as stack:
-            stack.start_central()
-            once = _once_cpu(stack)
-            stack.start_daemon()
-            stack.wait(lambda: stack.status().get("mode") == "loop", 30, "the daemon is silent")
-            time.sleep(3)
-            daemon = psutil.Process(stack.daemon_pid)
-            before = daemon.cpu_times()
-            time.sleep(options.seconds)
-            after = daemon.cpu_times()
-            memory = daemon.memory_info().rss / 1e6
+    with (
+        tempfile.TemporaryDirectory(prefix="harvester-bench-") as temporary,
+        Stack(Path(temporary), site_text(2)) as stack,
+    ):
+        stack.start_central()
+        once = _once_cpu(stack)
+        stack.start_daemon()
+        stack.wait(lambda: stack.status().get("mode") == "loop", 30, "the daemon is silent")
+        time.sleep(3)
+        daemon = psutil.Process(stack.daemon_pid)
+        before = daemon.cpu_times()
+        time.sleep(options.seconds)
+        after = daemon.cpu_times()
+        memory = daemon.memory_info().rss / 1e6
     used = after.user + after.system - before.user - before.system
     print(
         json.dumps(
