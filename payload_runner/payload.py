@@ -33,6 +33,7 @@ from payload_runner.protocol import (
 )
 from payload_runner.relaying import Reporter, Saver
 from payload_runner.stopping import Stop, Times, over_memory, over_time, plan_stop, verdict_of
+from payload_runner.workplace import remove_if_plain
 
 STOP_FILE = ".harvester-stop"  # client.py looks for it
 HOST_FILE = ".harvester-hosts"
@@ -353,6 +354,11 @@ class Payload:
         if not self._node.plan.keep_workdirs:
             self._loop.worker.submit(lambda: shutil.rmtree(workdir, ignore_errors=True), _nothing)
         self._ended(event, whole)
+
+    def _remove_workdir(self) -> None:
+        workdir = self._workdir
+        if not remove_if_plain(workdir):
+            self._loop.worker.submit(lambda: shutil.rmtree(workdir, ignore_errors=True), _nothing)
 
     def _event(self, found: Collected) -> AttemptEnded:
         verdict = verdict_of(found.verdict, self._stop)

@@ -114,14 +114,15 @@ def reap_one(groups: Container[int]) -> Optional[Ended]:
 
 
 def children(known: Container[int]) -> List[int]:
-    """Our child processes besides the ``known`` ones: orphans that payloads left to us."""
+    """Our child processes besides the ``known`` ones: orphans that payloads left to us.
+
+    Only our main thread has any: it starts them, and the kernel gives orphans to the first
+    living thread of a subreaper.
+    """
     me = os.getpid()
-    found: List[int] = []
     try:
-        # A child belongs to the thread that started it; orphans go to a live one of ours.
-        for thread in os.listdir(f"/proc/{me}/task"):
-            with open(f"/proc/{me}/task/{thread}/children", encoding="ascii") as file:
-                found += [int(word) for word in file.read().split()]
+        with open(f"/proc/{me}/task/{me}/children", "rb") as file:
+            found = [int(word) for word in file.read().split()]
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         found = [item.pid for item in all_processes() if item.parent == me]
     return [pid for pid in found if pid not in known]

@@ -5,6 +5,7 @@ The spool is read once per input file and node. Only the agent of the node write
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from payload_runner.commits import Broken, digest, fetch
 from payload_runner.protocol import InputFile, Order, PayloadSpec, SpoolPaths
 
 _IN_MEMORY_BYTES = 64 * 1024
+_PLAIN_FILES = 16  # so many are removed faster than a thread is woken
 _IN_MEMORY_TOTAL = 2 * 1024 * 1024
 
 
@@ -109,6 +111,21 @@ class Workplace:
         else:
             shutil.copyfile(self._source(item), target)
             target.chmod(mode)
+
+
+def remove_if_plain(directory: Path) -> bool:
+    """Remove a directory that holds a few files and nothing else; False where that is not so."""
+    try:
+        with os.scandir(directory) as items:
+            names = [item.name for item in itertools.islice(items, _PLAIN_FILES + 1)]
+        if len(names) > _PLAIN_FILES:
+            return False
+        for name in names:
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except OSError:
+        return False
+    return True
 
 
 def read_bounded(path: Path, limit_bytes: int) -> Optional[bytes]:
