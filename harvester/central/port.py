@@ -12,7 +12,10 @@ from harvester.model import AttemptId, LeasedPoint, LeaseId, PayloadSpec, TaskId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRequest:
-    """Ask for points. ``key`` names the request: asked again, it gets the same answer."""
+    """Ask for points. ``key`` names the request: asked again, it gets the same points.
+
+    An answer without points binds nobody: the same key may get points later.
+    """
 
     key: str
     harvester: str

@@ -54,6 +54,7 @@ class Desk:
     events: EventLogs
     problems: Problems
     stopping: bool = False  # the STOP file lies in the spool
+    inputs_wanted: bool = True  # payloads may name files that are not here yet
     plan_wanted: bool = True  # something changed that a plan may depend on
     heard: dict[Tag, Heard] = field(default_factory=dict)
     submitting: set[Tag] = field(default_factory=set)  # submissions that have not come back

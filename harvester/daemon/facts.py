@@ -16,6 +16,8 @@ HOUR_S = 3600.0
 DAY_S = 86400.0
 # Durations are learned from this many of the newest successes of all tasks.
 LEARNED_FROM = 500
+# A resumed attempt is expected to need at least this share of a whole one.
+LEAST_LEFT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +99,12 @@ def remaining_s(desk: Desk, row: AllocationRow) -> float | None:
     return max(0.0, min(row.remaining_s, row.walltime_s) - since)
 
 
-def expected_s(payload: PayloadSpec, task: TaskId, durations: dict[TaskId, float]) -> float | None:
-    """The learned or declared duration of one attempt."""
-    return durations.get(task, payload.expected_s)
+def expected_s(
+    payload: PayloadSpec, task: TaskId, durations: dict[TaskId, float], done_s: float = 0.0
+) -> float | None:
+    """What is left of the learned or declared duration after ``done_s``; None: nobody knows."""
+    whole = durations.get(task, payload.expected_s)
+    return None if whole is None else max(whole - done_s, LEAST_LEFT * whole)
 
 
 def _waiting(desk: Desk, live: LiveAttempt, outlook: Outlook) -> WaitingAttempt:
@@ -109,7 +114,7 @@ def _waiting(desk: Desk, live: LiveAttempt, outlook: Outlook) -> WaitingAttempt:
         attempt=live.attempt,
         task=live.task,
         shape=payload.shape,
-        expected_s=expected_s(payload, live.task, outlook.durations),
+        expected_s=expected_s(payload, live.task, outlook.durations, live.done_s),
         checkpointable=payload.checkpoint is not None,
         priority=live.priority,
         waiting_s=max(0.0, desk.clock.now() - (since or live.since)),

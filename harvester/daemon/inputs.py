@@ -44,13 +44,16 @@ class FetchInputs:
         self._desk.problems.report("inputs", what, "see whether the central service has the file")
 
     def step(self) -> bool:
-        if self._fetching or self._backoff.due_in(self._desk.clock.monotonic()) > 0:
+        if self._fetching or not self._desk.inputs_wanted:
+            return False
+        if self._backoff.due_in(self._desk.clock.monotonic()) > 0:
             return False
         for payload in self._desk.store.leases.payloads_in_use():
             if not self.is_ready(payload):
                 missing = next(i.sha256 for i in payload.files if not self._is_here(i.sha256))
                 self._fetch(missing)
                 return True
+        self._desk.inputs_wanted = False
         return False
 
     def due_in(self) -> float | None:

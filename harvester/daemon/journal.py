@@ -25,13 +25,18 @@ class Journal:
         self._store = store
         self._sources = sources
         self._behind = False
+        self._urgent = True
 
     def record(self, kind: str, fields: Fields) -> None:
         """Buffer a ledger record; true only after ``commit``. Raises RecordTooLarge."""
         self._ledger.append(kind, fields)
+        self._urgent = True
 
     def record_read(self, log_name: str, to: int) -> None:
-        """Note that a log was applied up to an offset; goes out with the next commit."""
+        """Note that a log was applied up to an offset; goes out with the next record.
+
+        Alone it is not worth a sync: without it a rebuild applies that stretch a little later.
+        """
         self._ledger.append("read", {"log": log_name, "to": to})
 
     def commit(self) -> bool:
@@ -43,7 +48,10 @@ class Journal:
         if self._behind:
             recover.catch_up(self._sources, self._store)
             self._behind = False
+        if not self._urgent:
+            return False
         records = self._ledger.commit()
+        self._urgent = False
         if not records:
             return False
         with self._reread_on_failure():
@@ -65,6 +73,7 @@ class Journal:
         """Commit and close the logs, for a clean exit. Raises StorageUnavailable."""
         self.commit_orders()
         self._orders.close()
+        self._urgent = True
         self.commit()
         self._ledger.close()
 

@@ -137,7 +137,9 @@ def order_of(desk: Desk, attempt: Attempt, durations: dict[TaskId, float]) -> Or
         parameters=lease.parameters,
         segment=lease.segment,
         priority=lease.priority,
-        expected_s=expected_s(payload, attempt.task, durations),
+        expected_s=expected_s(
+            payload, attempt.task, durations, desk.store.attempts.done_s(attempt.attempt)
+        ),
         checkpoint=attempt.checkpoint,
         checkpoint_of=attempt.resumed_from if attempt.checkpoint is not None else None,
         number=attempt.number,

@@ -33,6 +33,7 @@ class LeasePoints:
         self._empty = Backoff(desk.rng, base_s=base, ceiling_s=ceiling)
         self._failed = Backoff(desk.rng, base_s=1.0, ceiling_s=300.0)
         self._asking: Ask | None = None
+        self._expiry_s = desk.store.leases.shortest_expiry_s()
         self._renewing = False
         self._renewed_at = float("-inf")
         self._deliveries_told = 0
@@ -75,7 +76,7 @@ class LeasePoints:
         if not self._renewing and self._renewal_left(now) <= 0:
             changed = self._renew()
         if self._asking is None and self._empty.due_in(now) <= 0:
-            changed = self._ask() or changed
+            self._ask()
         return changed
 
     def due_in(self) -> float | None:
@@ -88,14 +89,14 @@ class LeasePoints:
         return max(min(waits), self._failed.due_in(now), 0.01)
 
     def _renewal_left(self, now: float) -> float:
-        expiry = self._desk.store.leases.shortest_expiry_s()
-        if expiry is None:
+        if self._expiry_s is None:
             return 3600.0
-        return self._renewed_at + expiry / RENEWALS_PER_EXPIRY - now
+        return self._renewed_at + self._expiry_s / RENEWALS_PER_EXPIRY - now
 
     def _renew(self) -> bool:
         desk = self._desk
         leases = desk.store.leases.to_renew()
+        self._expiry_s = desk.store.leases.shortest_expiry_s()
         self._renewed_at = desk.clock.monotonic()
         if not leases:
             return False
@@ -103,15 +104,17 @@ class LeasePoints:
         desk.effects.start("renew", lambda: desk.central.renew(leases), lane="central")
         return True
 
-    def _ask(self) -> bool:
+    def _ask(self) -> None:
         desk = self._desk
         open_asks = desk.store.leases.open_asks()
         if open_asks:
-            ask = open_asks[0]  # of a failed call or an earlier run: the same key, the same answer
+            # Of a call that failed, came back empty or belongs to an earlier run: whatever points
+            # it got come again, and an idle daemon writes nothing.
+            ask = Ask(open_asks[0].key, max(open_asks[0].points, self.wanted))
         elif self.wanted > 0 and not desk.stopping:
             ask = self._new_ask(self.wanted)
         else:
-            return False
+            return
         request = LeaseRequest(
             key=ask.key,
             harvester=desk.harvester,
@@ -122,7 +125,6 @@ class LeasePoints:
         self._asking = ask
         self._asked_after = self._deliveries_told
         desk.effects.start("lease", lambda: desk.central.lease(request), lane="central")
-        return True
 
     def _new_ask(self, points: int) -> Ask:
         desk = self._desk
@@ -140,9 +142,15 @@ class LeasePoints:
         desk = self._desk
         for payload in reply.payloads:
             desk.journal.record("payload", to_fields(payload))
+        desk.inputs_wanted = desk.inputs_wanted or bool(reply.payloads)
         known = {*desk.store.leases.known_payloads(), *(spec.payload_id for spec in reply.payloads)}
         taken = sum(self._take_point(point, known) for point in reply.points)
-        desk.journal.record("lease_answered", {"key": ask.key})
+        if reply.points:
+            desk.journal.record("lease_answered", {"key": ask.key})
+        known_expiries = [] if self._expiry_s is None else [self._expiry_s]
+        self._expiry_s = min(
+            [*known_expiries, *(point.expires_s for point in reply.points)], default=None
+        )
         self.unleased = reply.waiting
         self._said_nothing_more = not (reply.points or reply.more or reply.waiting)
         self.wanted = 0

@@ -207,7 +207,7 @@ def _delivering(store: Store, at: float, fields: Fields) -> None:
 def _delivered(store: Store, at: float, fields: Fields) -> None:
     del at
     for attempt, verdict, _ in fields["receipts"]:
-        store.attempts.change(attempt, {"delivered": 2, "verdict": verdict, "outcome": None})
+        store.attempts.mark_delivered(attempt, verdict)
         store.leases.close(attempt)
 
 

@@ -152,12 +152,15 @@ class SimulatedCentral:
             granted = tuple(self._grant(point) for point in waiting[:room])
             left = len(waiting) - len(granted)
             known = self._payload.payload_id in request.known_payloads
-            self._answers[request.key] = LeaseReply(
+            reply = LeaseReply(
                 points=granted,
                 payloads=() if known or not granted else (self._payload,),
                 more=left > 0,
                 waiting=min(left, self._parallel - leased - len(granted)),
             )
+            if not granted:
+                return reply  # binds nobody
+            self._answers[request.key] = reply
         return self._answers[request.key]
 
     def _grant(self, point: SimulatedPoint) -> LeasedPoint:

@@ -19,6 +19,12 @@ _COLUMNS = (
     "attempt, lease, task, point, number, state, blame, reason, tag, node, loss, started_at,"
     " ended_at, resumed_from, checkpoint, progress, delivered"
 )
+# Run time that checkpoints have carried over: of the runs of the same lease with progress.
+_DONE = (
+    "(SELECT coalesce(sum(b.duration_s), 0.0) FROM attempts b"
+    " WHERE b.lease = a.lease AND b.progress = 1 AND b.attempt != a.attempt)"
+)
+_COUNTED = ("leased", "ordered", "running", "ended", "delivered")
 _LIVE = "state IN ('leased', 'ordered', 'running')"
 
 
@@ -34,7 +40,7 @@ class LiveAttempt:
     tag: Tag | None
     payload_id: str
     priority: int
-    resumed: bool
+    done_s: float  # run time of its predecessors that its checkpoint has saved
     returned_by: tuple[Tag, ...]  # allocations that would not start it
 
 
@@ -77,6 +83,7 @@ class Attempts:
             (attempt, *of, number, at, resumed_from, _dump(checkpoint)),
         )
         if done.rowcount:
+            self._tally(of[1], "leased", 1)
             self._history.add("attempt", attempt, Change(at, None, "leased", why))
 
     def step(
@@ -92,9 +99,12 @@ class Attempts:
         Raises:
             IllegalTransition: its life has no such step.
         """
-        current = self.state(attempt)
-        if current is None:
+        row = self._connection.execute(
+            "SELECT state, task FROM attempts WHERE attempt = ?", (attempt,)
+        ).fetchone()
+        if row is None:
             raise KeyError(attempt)
+        current = AttemptState(row[0])
         try:
             moved = lifecycle.step_attempt(current, to)
         except IllegalTransition as error:
@@ -102,6 +112,8 @@ class Attempts:
         if moved is None:
             return False
         self.change(attempt, {"state": to.value, "since": at, **(columns or {})})
+        self._tally(row[1], current.value, -1)
+        self._tally(row[1], to.value, 1)
         self._history.add("attempt", attempt, Change(at, current.value, to.value, why))
         return True
 
@@ -173,7 +185,11 @@ class Attempts:
 
     def unwanted(self) -> tuple[Attempt, ...]:
         """Live attempts to be stopped, without a stop order yet."""
-        return self._select(f"unwanted IS NOT NULL AND stop_ordered = 0 AND {_LIVE}")
+        # The plus keeps SQLite from walking all live attempts instead of the few unwanted ones.
+        return self._select(
+            "unwanted IS NOT NULL AND stop_ordered = 0 AND +state IN"
+            " ('leased', 'ordered', 'running')"
+        )
 
     def unwanted_why(self, attempt: AttemptId) -> str:
         """As what an unwanted attempt is to end."""
@@ -220,13 +236,14 @@ class Attempts:
 
     def in_allocation(self, tag: Tag) -> tuple[Attempt, ...]:
         """Attempts ordered to or running in an allocation."""
-        return self._select("tag = ? AND state IN ('ordered', 'running')", (tag,))
+        # The second condition names the index.
+        return self._select(f"tag = ? AND state IN ('ordered', 'running') AND {_LIVE}", (tag,))
 
     def live(self) -> tuple[LiveAttempt, ...]:
         """All leased, ordered and running attempts that are wanted, oldest first."""
         rows = self._connection.execute(
             "SELECT a.attempt, a.task, a.state, a.since, a.started_at, a.tag, l.payload_id,"
-            " l.priority, a.checkpoint IS NOT NULL, a.returned_by"
+            f" l.priority, CASE WHEN a.checkpoint IS NULL THEN 0.0 ELSE {_DONE} END, a.returned_by"
             " FROM attempts a JOIN leases l ON l.lease = a.lease"
             " WHERE a.state IN ('leased', 'ordered', 'running') AND a.unwanted IS NULL"
             " ORDER BY a.since, a.attempt"
@@ -237,35 +254,56 @@ class Attempts:
         """Running attempts for the status view, newest first."""
         rows = self._connection.execute(
             "SELECT attempt, task, point, tag, node, started_at, last_step, last_loss"
-            " FROM attempts WHERE state = 'running' ORDER BY since DESC LIMIT ?",
+            f" FROM attempts WHERE state = 'running' AND {_LIVE} ORDER BY since DESC LIMIT ?",
             (limit,),
         )
         return tuple(Running(*row) for row in rows)
 
     def counts(self) -> dict[str, int]:
         """How many attempts there are in each state."""
-        return dict(self._connection.execute("SELECT state, count(*) FROM attempts GROUP BY state"))
-
-    def counts_by_task(self) -> dict[str, dict[str, int]]:
-        """Task -> leased, ordered, running, ended, delivered."""
         rows = self._connection.execute(
-            "SELECT task, sum(state = 'leased'), sum(state = 'ordered'), sum(state = 'running'),"
-            f" sum(NOT {_LIVE}), sum(delivered = 2) FROM attempts GROUP BY task"
+            "SELECT state, sum(number) FROM tallies WHERE state != 'delivered' AND number > 0"
+            " GROUP BY state"
         )
-        names = ("leased", "ordered", "running", "ended", "delivered")
-        return {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
+        return dict(rows.fetchall())
+
+    def counts_by_task(self) -> dict[TaskId, dict[str, int]]:
+        """Task -> leased, ordered, running, ended, delivered."""
+        found: dict[TaskId, dict[str, int]] = {}
+        for task, state, number in self._connection.execute("SELECT * FROM tallies"):
+            counts = found.setdefault(task, dict.fromkeys(_COUNTED, 0))
+            counts[state if state in _COUNTED else "ended"] += number
+        return found
+
+    def mark_delivered(self, attempt: AttemptId, verdict: str) -> None:
+        """The service has given its receipt; what was kept for telling it may go."""
+        row = self._connection.execute(
+            "SELECT task, told FROM attempts WHERE attempt = ?", (attempt,)
+        ).fetchone()
+        if row is None:
+            return
+        self.change(attempt, {"delivered": 2, "verdict": verdict, "outcome": None, "told": 1})
+        self._tally(row[0], "delivered", 1 - row[1])
 
     def durations(self, newest: int) -> dict[TaskId, list[float]]:
-        """Task -> durations of its newest successes that ran in one piece."""
+        """Task -> durations of its newest successes, the runs that they resumed included."""
         rows = self._connection.execute(
-            "SELECT task, duration_s FROM attempts WHERE state = 'succeeded' AND duration_s > 0"
-            " AND resumed_from IS NULL ORDER BY ended_at DESC LIMIT ?",
+            f"SELECT a.task, a.duration_s + {_DONE} FROM attempts a"
+            " WHERE a.state = 'succeeded' AND a.duration_s > 0 ORDER BY a.ended_at DESC LIMIT ?",
             (newest,),
         )
         found: dict[TaskId, list[float]] = {}
         for task, duration in rows:
             found.setdefault(task, []).append(duration)
         return found
+
+    def done_s(self, attempt: AttemptId) -> float:
+        """Run time that the attempt's checkpoint carries over from its predecessors."""
+        row = self._connection.execute(
+            f"SELECT {_DONE} FROM attempts a WHERE a.attempt = ? AND a.checkpoint IS NOT NULL",
+            (attempt,),
+        ).fetchone()
+        return 0.0 if row is None else float(row[0])
 
     def add_reports(self, attempt: AttemptId, values: Iterable[Mapping[str, Any]]) -> None:
         """Keep metrics for the service; the newest value of a step replaces older ones."""
@@ -286,6 +324,13 @@ class Attempts:
             [(attempt, value["step"], json.dumps(value)) for attempt, value in told],
         )
 
+    def _tally(self, task: TaskId, state: str, by: int) -> None:
+        self._connection.execute(
+            "INSERT INTO tallies VALUES (?1, ?2, ?3) ON CONFLICT (task, state)"
+            " DO UPDATE SET number = number + ?3",
+            (task, state, by),
+        )
+
     def _select(self, where: str, arguments: tuple[Any, ...] = ()) -> tuple[Attempt, ...]:
         rows = self._connection.execute(f"SELECT {_COLUMNS} FROM attempts WHERE {where}", arguments)
         return tuple(_attempt(row) for row in rows)
@@ -293,9 +338,7 @@ class Attempts:
 
 def _live(row: tuple[Any, ...]) -> LiveAttempt:
     returned_by = tuple(row[9].split(",")) if row[9] else ()
-    return LiveAttempt(
-        *(row[0], row[1], AttemptState(row[2]), *row[3:8], bool(row[8]), returned_by)
-    )
+    return LiveAttempt(*(row[0], row[1], AttemptState(row[2]), *row[3:9], returned_by))
 
 
 def _attempt(row: tuple[Any, ...]) -> Attempt:

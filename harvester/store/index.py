@@ -113,7 +113,7 @@ class Store:
 
     def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """Every folded row, for comparing two indexes; without counters and budget windows."""
-        tables = ("positions", "payloads", "asks", "leases", "attempts", "reports", "allocations")
+        tables = ("positions", "payloads", "asks", "leases", "attempts", "tallies", "allocations")
         return {
             table: sorted(self._connection.execute(f"SELECT * FROM {table}"), key=repr)
             for table in tables

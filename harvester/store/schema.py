@@ -64,15 +64,22 @@ CREATE TABLE attempts (
     judged INTEGER NOT NULL DEFAULT 0,
     uploads INTEGER NOT NULL DEFAULT 0, -- files to bring to the service before delivery
     delivered INTEGER NOT NULL DEFAULT 0, -- 0 no, 1 intended, 2 receipt
+    told INTEGER NOT NULL DEFAULT 0,  -- was delivered at least once
     verdict TEXT
 ) WITHOUT ROWID;
 CREATE INDEX live_attempts ON attempts (state, tag)
     WHERE state IN ('leased', 'ordered', 'running');
 CREATE INDEX attempts_of_lease ON attempts (lease);
+CREATE INDEX successes ON attempts (ended_at) WHERE state = 'succeeded';
 CREATE INDEX unjudged ON attempts (attempt)
     WHERE judged = 0 AND state NOT IN ('leased', 'ordered', 'running');
 CREATE INDEX undelivered ON attempts (attempt) WHERE judged = 1 AND delivered < 2;
 CREATE INDEX unwanted ON attempts (attempt) WHERE unwanted IS NOT NULL AND stop_ordered = 0;
+
+CREATE TABLE tallies (             -- attempts counted, so that a view need not
+    task TEXT NOT NULL, state TEXT NOT NULL, number INTEGER NOT NULL,
+    PRIMARY KEY (task, state)
+) WITHOUT ROWID;
 
 CREATE TABLE reports (
     attempt TEXT NOT NULL, step INTEGER NOT NULL, fields TEXT NOT NULL,
@@ -108,6 +115,7 @@ CREATE TABLE allocations (
 ) WITHOUT ROWID;
 CREATE INDEX live_allocations ON allocations (tag) WHERE state != 'ended';
 
+CREATE INDEX planned_allocations ON allocations (planned_at, tag);
 CREATE INDEX ended_allocations ON allocations (ended_at) WHERE state = 'ended';
 
 CREATE TABLE history (
