@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -19,6 +21,7 @@ from harvester.central.tasks import TaskClient
 from harvester.config import load_site
 from harvester.site import Site
 from harvester.wiring import make_batch
+from payload_runner.protocol import SpoolPaths
 
 T = TypeVar("T")
 TOP = Path(__file__).resolve().parents[1]
@@ -28,6 +31,39 @@ class StackFailed(RuntimeError):
     """A part of the system did not start or died; the message holds the end of its log."""
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """As whom, with which interpreter and with which code the processes of a stack run."""
+
+    user: str | None = None  # None: whoever runs this; root may name any other
+    python: Path = Path(sys.executable)
+    code: Path | None = None  # a checkout that goes before what the interpreter has installed
+
+    def command(self, *arguments: str) -> tuple[str, ...]:
+        """``harvester`` with these arguments."""
+        return (*self._switch(), str(self.python), "-m", "harvester", *arguments)
+
+    def environment(self) -> dict[str, str]:
+        """What differs from the environment of whoever runs this."""
+        found = {} if self.code is None else {"PYTHONPATH": str(self.code)}
+        if self.user is not None:
+            home = pwd.getpwnam(self.user).pw_dir
+            found |= {"HOME": home, "USER": self.user, "LOGNAME": self.user}
+        return found
+
+    def own(self, *paths: Path) -> None:
+        """Give paths to the user."""
+        if self.user is not None:
+            owner = pwd.getpwnam(self.user)
+            for path in paths:
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+
+    def _switch(self) -> tuple[str, ...]:
+        if self.user is None:
+            return ()
+        return ("setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups")
+
+
 class Stack:
     """One central service and at most one daemon, with all state under ``root``.
 
@@ -35,14 +71,16 @@ class Stack:
     everything that was started, batch jobs included.
     """
 
-    def __init__(self, root: Path, site: str) -> None:
-        self.root = root
+    def __init__(self, root: Path, site: str, account: Account | None = None) -> None:
+        self.root = root.absolute()
+        self.account = account or Account()
         self.logs = root / "logs"
         self.state_home = root / "state"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.state_home.mkdir(mode=0o700, exist_ok=True)
         self.site_file = root / "site.yaml"
         self.site_file.write_text(site)
+        self.account.own(root, self.state_home)
         self.environment = self._environment()
         self._central: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -58,7 +96,9 @@ class Stack:
     def site(self) -> Site:
         """The site as the daemon sees it."""
         if self._loaded is None:
-            self._loaded = load_site(str(self.site_file), environ=self.environment)
+            # A cache of its own: what this process writes, the account's user may not read.
+            environ = {**self.environment, "XDG_CACHE_HOME": str(self.root / "own-cache")}
+            self._loaded = load_site(str(self.site_file), environ=environ)
         return self._loaded
 
     @property
@@ -94,8 +134,9 @@ class Stack:
     def harvester(self, *arguments: str, timeout: float = 120) -> str:
         """Run one command to its end and return its output; StackFailed if it fails."""
         done = subprocess.run(
-            (sys.executable, "-m", "harvester", *arguments),
+            self.account.command(*arguments),
             env=self.environment,
+            cwd=self.root,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -113,6 +154,11 @@ class Stack:
             return {}
         return found
 
+    def tags(self) -> frozenset[str]:
+        """Tags of all allocations that lie in the spool."""
+        allocations = SpoolPaths(self.site.spool).allocations
+        return frozenset(os.listdir(allocations)) if allocations.exists() else frozenset()
+
     def wait(self, predicate: Callable[[], T], timeout: float, failure: str, *parts: str) -> T:
         """Wait for a true value; StackFailed with the logs' ends when it does not come."""
         until = time.monotonic() + timeout
@@ -125,11 +171,13 @@ class Stack:
 
     def stop_daemon(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the daemon; jobs that run go on."""
-        self._daemon = _end(self._daemon, how)
+        daemon, self._daemon = self._daemon, None
+        _end(daemon, how)
 
     def stop_central(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the central service."""
-        self._central = _end(self._central, how)
+        central, self._central = self._central, None
+        _end(central, how)
 
     def stop(self) -> None:
         """End everything, batch jobs included. Calling twice is safe."""
@@ -139,7 +187,9 @@ class Stack:
             if isinstance(batch, LocalBatch):
                 batch.shut_down()
             else:
-                batch.cancel([job.job_id for job in batch.observe().jobs])
+                ours = self.tags()
+                jobs = batch.observe().jobs
+                batch.cancel([job.job_id for job in jobs if job.name in ours])
         self.stop_central()
 
     def log_ends(self, *parts: str) -> str:
@@ -155,8 +205,9 @@ class Stack:
     def _start(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         with (self.logs / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                (sys.executable, "-m", "harvester", *arguments),
+                self.account.command(*arguments),
                 env=self.environment,
+                cwd=self.root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -165,9 +216,10 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if "HARVESTER" not in name}
-        bin_dir = str(Path(sys.executable).parent)
+        bin_dir = str(self.account.python.parent)
         return {
             **kept,
+            **self.account.environment(),
             "PATH": f"{bin_dir}{os.pathsep}{kept.get('PATH', '/usr/bin:/bin')}",
             "XDG_STATE_HOME": str(self.state_home),
             "XDG_CONFIG_HOME": str(self.root / "config"),
