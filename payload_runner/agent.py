@@ -136,8 +136,10 @@ class Agent:
             while not self._leaving or self._payloads:
                 self._turn()
             self._tidy(guardian.pid)
+            # Only now: after a crash of ours the guardian is to end what we leave behind.
+            guardian.dismiss()
         finally:
-            self._close(guardian)
+            self._close()
         return self._exit_code
 
     # --- the loop ---
@@ -312,14 +314,12 @@ class Agent:
             self._loop.turn(0.1)
         processes.send(processes.children((guardian,)), signal.SIGKILL)
 
-    def _close(self, guardian: processes.Guardian) -> None:
+    def _close(self) -> None:
         if self._wake is not None:
             self._wake.close()
         self._loop.close()
         self._link.close()
         self._node.workplace.close()
-        # Last: until here it stands in for us.
-        guardian.dismiss()
 
 
 def _workplace(plan: AllocationPlan, spool: SpoolPaths, name: str) -> Workplace:

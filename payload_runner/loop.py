@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import os
 import selectors
 import signal
@@ -13,6 +14,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 from payload_runner.worker import Worker
 
 Call = Callable[[], None]
+_log = logging.getLogger(__name__)
 
 
 class Timer:
@@ -73,7 +75,7 @@ class Loop:
             # An earlier call of this turn may have closed it, and its number may be another's.
             call = self._calls.get(key.fd)
             if call is not None and call is key.data:
-                call()
+                _run(call)
         self._run_timers()
 
     def close(self) -> None:
@@ -99,7 +101,7 @@ class Loop:
         while self._timers and self._timers[0][0] <= now:
             call = heapq.heappop(self._timers)[2].call
             if call is not None:
-                call()
+                _run(call)
 
     def _take_signals(self) -> None:
         try:
@@ -109,11 +111,19 @@ class Loop:
         for number in numbers:
             call = self._signals.get(number)
             if call is not None:
-                call()
+                _run(call)
 
     def _take_finished(self) -> None:
         for call in self.worker.finished():
-            call()
+            _run(call)
+
+
+def _run(call: Call) -> None:
+    try:
+        call()
+    except Exception:  # noqa: BLE001 - edge of the loop, see below
+        # One payload's trouble is not to end the others.
+        _log.exception("A call of the loop failed call=%r", call)
 
 
 def _noted(_number: int, _frame: object) -> None:
