@@ -10,7 +10,7 @@ import random
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from harvester.batch.port import BatchSystem
 from harvester.central.port import CentralService
@@ -215,6 +215,7 @@ class Round:
         )
         self._owners = {kind: step for step in self._steps for kind in step.effects}
         self._published_at = float("-inf")
+        self._published: dict[str, Any] = {}
         self._dirty = True
         self._stop_looked_at = float("-inf")
 
@@ -323,7 +324,7 @@ class Round:
 
     def _publish(self, state: str) -> None:
         desk = self._desk
-        self._published_at = desk.clock.monotonic()
+        now = desk.clock.monotonic()
         self._dirty = False
         status = build_status(
             desk,
@@ -332,6 +333,10 @@ class Round:
             started=self._started,
             breaker_since=self._watch.breaker.open_since,
         )
+        told, self._published = self._published, {**status, "updated": ""}
+        if told == self._published and now - self._published_at < PUBLISH_AT_LEAST_S:
+            return  # a name and two syncs on the file system for nothing but the time of day
+        self._published_at = now
         try:
             desk.files.replace(desk.spool.status, (json.dumps(status) + "\n").encode())
         except OSError as error:

@@ -18,7 +18,7 @@ from payload_runner.protocol import to_fields
 log = logging.getLogger(__name__)
 
 # How long to wait before asking again when the service had nothing: first, at most.
-EMPTY_PAUSE_S = {"local": (0.1, 1.0), "shared": (2.0, 60.0)}
+EMPTY_PAUSE_S = {"local": (0.1, 2.0), "shared": (2.0, 60.0)}
 RENEWALS_PER_EXPIRY = 3.0
 
 
@@ -37,15 +37,15 @@ class LeasePoints:
         self._renewing = False
         self._renewed_at = float("-inf")
         self._deliveries_told = 0
-        self._asked_after = -1
+        self._asked_after = 0
+        self._nothing_after: int | None = None  # deliveries told when it had nothing more
         self.wanted = 0
         self.unleased = 0
-        self._said_nothing_more = False
 
     @property
     def nothing_more(self) -> bool:
         """Whether the service, asked after our last delivery, had nothing more."""
-        return self._said_nothing_more and self._asked_after == self._deliveries_told
+        return self._nothing_after == self._deliveries_told
 
     def delivered(self) -> None:
         """Results were told: the service may have new points because of them."""
@@ -143,26 +143,31 @@ class LeasePoints:
         for payload in reply.payloads:
             desk.journal.record("payload", to_fields(payload))
         desk.inputs_wanted = desk.inputs_wanted or bool(reply.payloads)
-        known = {*desk.store.leases.known_payloads(), *(spec.payload_id for spec in reply.payloads)}
-        taken = sum(self._take_point(point, known) for point in reply.points)
+        defined = {spec.payload_id for spec in reply.payloads}
+        defined.update(desk.store.leases.known_payloads())
+        taken = sum(self._take_point(point, defined) for point in reply.points)
         if reply.points:
             desk.journal.record("lease_answered", {"key": ask.key})
         known_expiries = [] if self._expiry_s is None else [self._expiry_s]
         self._expiry_s = min(
             [*known_expiries, *(point.expires_s for point in reply.points)], default=None
         )
+        known = (self.unleased, self.nothing_more)
         self.unleased = reply.waiting
-        self._said_nothing_more = not (reply.points or reply.more or reply.waiting)
-        self.wanted = 0
-        desk.plan_wanted = True
+        has_more = bool(reply.points or reply.more or reply.waiting)
+        self._nothing_after = None if has_more else self._asked_after
         if reply.points:
+            self.wanted = 0
             self._empty.succeeded()
             log.info("Leased points. points=%s waiting=%s key=%s", taken, reply.waiting, ask.key)
         else:
             self._empty.failed(desk.clock.monotonic())
+        # The same nothing as before is no news: an idle daemon asks on and plans nothing.
+        news = bool(reply.points) or known != (self.unleased, self.nothing_more)
+        desk.plan_wanted = desk.plan_wanted or news
 
-    def _take_point(self, point: LeasedPoint, known: set[str]) -> bool:
-        if point.payload_id not in known:
+    def _take_point(self, point: LeasedPoint, defined: set[str]) -> bool:
+        if point.payload_id not in defined:
             what = f"lease {point.lease} names payload {point.payload_id}, which was never defined"
             self._desk.problems.report("payload", what, "report this fault of the service")
             return False
