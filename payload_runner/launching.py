@@ -86,13 +86,31 @@ def start_agents(
     """
     agents = Agents(per_node=not plan.launcher)
     if plan.launcher:
-        agents.start(0, [*plan.launcher, *command, "agent", *start.argv()])
+        agents.start(0, [*launcher_words(plan), *command, "agent", *start.argv()])
         return agents
     hosts = virtual_hosts(environ, plan.nodes)
     for node in range(plan.nodes):
         mine = replace(start, node=node, host=hosts[node])
         agents.start(node, [*command, "agent", *mine.argv()])
     return agents
+
+
+def launcher_words(plan: AllocationPlan) -> Tuple[str, ...]:
+    """The launcher with ``{nodes}``, ``{cores}`` and ``{gpus}`` (of a node) filled in.
+
+    srun knows its allocation; jsrun, mpiexec and flux run are told how many agents to start.
+    """
+    values = {
+        "{nodes}": plan.nodes,
+        "{cores}": plan.node.cores,
+        "{gpus}": plan.node.gpus,
+    }
+    words = []
+    for word in plan.launcher:
+        for name, value in values.items():
+            word = word.replace(name, str(value))
+        words.append(word)
+    return tuple(words)
 
 
 def virtual_hosts(environ: Mapping[str, str], nodes: int) -> Tuple[Optional[str], ...]:

@@ -32,14 +32,16 @@ from payload_runner.protocol import IncarnationPaths, SpoolPaths
 Message = Tuple[str, Dict[str, Any]]  # kind, fields; Any because they are JSON
 
 TRANSPORTS = ("auto", "tcp", "files")
-# Where launchers tell a process its number; one agent per node, so the rank is the node.
+# Where launchers tell a process its number; one agent per node, so the rank is the node. Slurm's
+# comes last: a batch script has it too (0), and other launchers pass it on to all they start.
 _NODE_VARIABLES = (
-    "SLURM_NODEID",
-    "PMIX_RANK",
-    "PMI_RANK",
-    "OMPI_COMM_WORLD_RANK",
     "FLUX_TASK_RANK",
     "JSM_NAMESPACE_RANK",
+    "PALS_RANKID",
+    "OMPI_COMM_WORLD_RANK",
+    "PMIX_RANK",
+    "PMI_RANK",
+    "SLURM_NODEID",
 )
 
 

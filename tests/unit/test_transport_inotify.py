@@ -38,13 +38,28 @@ def test_what_an_agent_is_told_survives_its_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["SLURM_NODEID", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "FLUX_TASK_RANK"]
+    "name",
+    [
+        "SLURM_NODEID",
+        "PMIX_RANK",
+        "PMI_RANK",
+        "OMPI_COMM_WORLD_RANK",
+        "FLUX_TASK_RANK",
+        "JSM_NAMESPACE_RANK",
+        "PALS_RANKID",
+    ],
 )
 def test_the_launchers_environment_tells_an_agent_its_node(name: str) -> None:
     told = AgentStart(START.spool, START.tag, START.incarnation)
     started = AgentStart.parse(told.argv(), {name: "5"})
     assert started.node == 5
     assert started.host
+
+
+def test_a_launchers_rank_outdoes_what_the_batch_script_hands_down() -> None:
+    told = AgentStart(START.spool, START.tag, START.incarnation)
+    environ = {"SLURM_NODEID": "0", "PALS_RANKID": "2"}
+    assert AgentStart.parse(told.argv(), environ).node == 2
 
 
 def test_an_agent_without_a_node_refuses_to_start(capsys: pytest.CaptureFixture[str]) -> None:
