@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shlex
@@ -12,20 +13,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-_COMMANDS = ("sbatch", "squeue", "sacct", "scancel")
-
 
 class FakeCluster:
-    """Two nodes of two GPUs and two cores in a directory; all its jobs end when it is left."""
+    """Two nodes of two GPUs and two cores in a directory; all its jobs end when it is left.
 
-    def __init__(self, directory: Path) -> None:
+    ``dialect`` names the module whose commands it has: ``tests/fakes/DIALECT_dialect.py``.
+    """
+
+    def __init__(self, directory: Path, dialect: str = "slurm") -> None:
         self.directory = directory
         self._bin = directory / "bin"
         self._bin.mkdir(parents=True)
         root = str(Path(__file__).parents[2])
-        for name in _COMMANDS:
+        for name in importlib.import_module(f"tests.fakes.{dialect}_dialect").PROGRAMS:
             python = ["env", f"PYTHONPATH={root}", sys.executable, "-S"]
-            words = [*python, "-m", "tests.fakes.command", str(directory), name]
+            words = [*python, "-m", "tests.fakes.command", dialect, str(directory), name]
             path = self._bin / name
             path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             path.chmod(0o700)
@@ -50,5 +52,9 @@ class FakeCluster:
         return {**base, "PATH": f"{self._bin}:{base.get('PATH', '/usr/bin:/bin')}"}
 
     def fault(self, **faults: str) -> None:
-        """From now on these commands misbehave: down, hang, empty, garbage, partial, lost."""
+        """From now on these commands misbehave.
+
+        down, hang, slow, empty, garbage, partial, stale (the last answer again), lost (done, but
+        reported as unanswered). Of programs with subcommands the subcommand is named.
+        """
         (self.directory / "faults.json").write_text(json.dumps(faults))

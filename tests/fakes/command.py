@@ -1,51 +1,60 @@
 """Entry of every fake command: plays the fault that is set for it, else asks its dialect.
 
-``python -m tests.fakes.command CLUSTER_DIRECTORY NAME ARGUMENT...``
+``python -m tests.fakes.command DIALECT CLUSTER_DIRECTORY NAME ARGUMENT...``
+
+A dialect module has PROGRAMS (the names on PATH), COMMANDS (each name, or subcommand of a program
+with subcommands, to a function of cluster and arguments that returns the exit code), and what they
+say on stderr when nobody answers: DOWN, and LOST when the answer alone is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
-from tests.fakes import slurm_dialect
 from tests.fakes.engine import opened
 
-_DOWN = "Unable to contact slurm controller (connect failure)"
-_WORDS = {
-    "sbatch": f"sbatch: error: Batch job submission failed: {_DOWN}",
-    "squeue": f"slurm_load_jobs error: {_DOWN}",
-    "sacct": "sacct: error: Problem talking to the database: Connection refused",
-    "scancel": f"scancel: error: Kill job error on job id 1: {_DOWN}",
-}
+_SLOW_S = 0.5
 
 
-def main(directory: Path, name: str, argv: list[str]) -> int:
+def main(dialect_name: str, directory: Path, name: str, argv: list[str]) -> int:
+    dialect = importlib.import_module(f"tests.fakes.{dialect_name}_dialect")
+    if name not in dialect.COMMANDS:
+        name, *argv = argv
     fault = _fault(directory, name)
     if fault == "down":
-        print(_WORDS[name], file=sys.stderr)
-        return 1
+        text, code = dialect.DOWN[name]
+        print(text, file=sys.stderr)
+        return int(code)
     if fault == "hang":
         signal.pause()
+    if fault == "slow":
+        time.sleep(_SLOW_S)
     if fault == "empty":
+        return 0
+    last = directory / f"{name}.last"
+    if fault == "stale":
+        sys.stdout.write(last.read_text())
         return 0
     answer = io.StringIO()
     with opened(directory) as cluster, contextlib.redirect_stdout(answer):
-        code = slurm_dialect.COMMANDS[name](cluster, argv)
+        code = dialect.COMMANDS[name](cluster, argv)
     text = answer.getvalue()
+    last.write_text(text)
     if fault == "garbage":
         text = "Welcome to the cluster!\n* maintenance on Tuesday *\n" + text
     if fault == "partial":
         text = text[: -len(text) // 3]
     sys.stdout.write(text)
-    # "lost": the deed is done, but the caller is told that nobody answered.
     if fault == "lost":
-        print(f"{name}: error: Socket timed out on send/recv operation", file=sys.stderr)
-    return 1 if fault == "lost" else code
+        print(dialect.LOST[name], file=sys.stderr)
+    return 1 if fault == "lost" else int(code)
 
 
 def _fault(directory: Path, name: str) -> str:
@@ -55,4 +64,4 @@ def _fault(directory: Path, name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))

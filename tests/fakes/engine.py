@@ -105,6 +105,7 @@ class Cluster:
                 stdout=output,
                 stderr=output,
                 cwd=job["directory"],
+                env={**os.environ, "FAKE_JOB_ID": job["id"]},
                 start_new_session=True,
             ).pid
         return True

@@ -134,3 +134,13 @@ def _fail(text: str, code: int = 1) -> int:
 
 
 COMMANDS = {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel}
+PROGRAMS = tuple(COMMANDS)
+
+_DOWN = "Unable to contact slurm controller (connect failure)"
+DOWN = {
+    "sbatch": (f"sbatch: error: Batch job submission failed: {_DOWN}", 1),
+    "squeue": (f"slurm_load_jobs error: {_DOWN}", 1),
+    "sacct": ("sacct: error: Problem talking to the database: Connection refused", 1),
+    "scancel": (f"scancel: error: Kill job error on job id 1: {_DOWN}", 1),
+}
+LOST = {name: f"{name}: error: Socket timed out on send/recv operation" for name in COMMANDS}
