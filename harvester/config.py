@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester import paths
+from harvester.config_policy import SYSTEM_POLICY, PolicyFile, Ruling
 from harvester.errors import ConfigurationError, HarvesterError, Problem
 from harvester.site import Site
 
@@ -32,6 +33,8 @@ COMPILE_LIMIT_S = 60.0  # a cold import from a shared file system takes long
 _CODE = (
     "config_check.py",
     "config_compile.py",
+    "config_origins.py",
+    "config_policy.py",
     "config_rules.py",
     "config_schema.py",
     "config_sources.py",
@@ -45,32 +48,57 @@ _LOOKS_LIKE_A_SITE = re.compile(rb"^(batch_system|extends)\s*:", re.MULTILINE)
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where one value of a site comes from."""
+
+    key: str
+    file: str
+    source: str | None  # the document, "unsourced" or "chosen"; None: the file does not say
+    date: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class SiteFile:
     """A site's values with the files they came from, the topmost layer first."""
 
     site: Site
     layers: tuple[Path, ...]
+    origins: tuple[Origin, ...] = ()
+    rulings: tuple[Ruling, ...] = ()
 
 
-def load_site(name_or_path: str, environ: Mapping[str, str] = os.environ) -> Site:
+def load_site(
+    name_or_path: str,
+    environ: Mapping[str, str] = os.environ,
+    policy: PolicyFile = SYSTEM_POLICY,
+) -> Site:
     """The site that a name (looked for in ``site_directories``) or a path describes.
 
     Raises:
         ConfigurationError: with every problem of the file at once.
     """
-    return load_site_file(name_or_path, environ).site
+    return load_site_file(name_or_path, environ, policy).site
 
 
-def load_site_file(name_or_path: str, environ: Mapping[str, str] = os.environ) -> SiteFile:
+def load_site_file(
+    name_or_path: str,
+    environ: Mapping[str, str] = os.environ,
+    policy: PolicyFile = SYSTEM_POLICY,
+) -> SiteFile:
     """As ``load_site``, and where the values came from."""
-    entry = _cache_entry(name_or_path, environ)
+    policy.check()  # the cache knows what is in the file, not whose it is
+    entry = _cache_entry(name_or_path, environ, policy)
     document = _cached(entry, environ)
     if document is None:
-        document = _compile(name_or_path, environ)
+        document = _compile(name_or_path, environ, policy)
         _store(entry, document)
-    layers = tuple(Path(item) for item in document["layers"])
-    return SiteFile(_value(Site, document["site"]), layers)
+    return SiteFile(
+        _value(Site, document["site"]),
+        tuple(Path(item) for item in document["layers"]),
+        tuple(Origin(**item) for item in document["origins"]),
+        tuple(Ruling(**item) for item in document["rulings"]),
+    )
 
 
 def list_sites(environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, Path], ...]:
@@ -94,14 +122,15 @@ def _is_site_file(path: Path) -> bool:
 # --- the compiling child ---
 
 
-def _compile(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+def _compile(name: str, environ: Mapping[str, str], policy: PolicyFile) -> dict[str, Any]:
     top = str(Path(__file__).resolve().parent.parent)
     inherited = environ.get("PYTHONPATH")
     child_environ = {
         **environ,
         "PYTHONPATH": f"{top}{os.pathsep}{inherited}" if inherited else top,
     }
-    command = (sys.executable, "-P", "-m", "harvester.config_compile", name)
+    module = (sys.executable, "-P", "-m", "harvester.config_compile")
+    command = (*module, name, str(policy.path), str(policy.owner))
     try:
         done = subprocess.run(
             command,
@@ -129,11 +158,12 @@ def _failed(name: str, what: str) -> HarvesterError:
 # --- the cache ---
 
 
-def _cache_entry(name: str, environ: Mapping[str, str]) -> Path:
+def _cache_entry(name: str, environ: Mapping[str, str], policy: PolicyFile) -> Path:
     code = hashlib.sha256()
     for module in _CODE:
         code.update((Path(__file__).parent / module).read_bytes())
-    asked = "\0".join((name, os.getcwd(), str(paths.config_home(environ)), code.hexdigest()))
+    place = (os.getcwd(), str(paths.config_home(environ)), str(policy.path), str(policy.owner))
+    asked = "\0".join((name, *place, code.hexdigest()))
     return paths.cache_home(environ) / "sites" / hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 

@@ -5,40 +5,57 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harvester.config_rules import broken_rules
-from harvester.config_schema import SiteKeys
+from harvester.config_schema import PolicyKeys, SiteKeys
 from harvester.config_yaml import Key, Layer
 from harvester.errors import ConfigurationError, Problem
 
+_Keys = TypeVar("_Keys", bound=BaseModel)
+
 
 def validate(first: Path, layer: Layer) -> SiteKeys:
-    problems: list[Problem] = []
-    keys = None
-    try:
-        keys = SiteKeys.model_validate(layer.values)
-    except ValidationError as error:
-        for details in error.errors(include_url=False):
-            problems.append(_schema_problem(first, layer, details))
+    """The keys of a merged site file; ConfigurationError with everything wrong in it."""
+    keys, problems = _keys(SiteKeys, first, layer)
     for key, sentence in broken_rules(layer.values):
         problems.append(problem_at(first, layer, key, sentence))
+    return _sound(keys, problems)
+
+
+def validate_policy(path: Path, layer: Layer) -> PolicyKeys:
+    """The keys of a policy file; ConfigurationError with everything wrong in it."""
+    return _sound(*_keys(PolicyKeys, path, layer))
+
+
+def _keys(model: type[_Keys], first: Path, layer: Layer) -> tuple[_Keys | None, list[Problem]]:
+    try:
+        return model.model_validate(layer.values), []
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        return None, [_schema_problem(model, first, layer, details) for details in found]
+
+
+def _sound(keys: _Keys | None, problems: list[Problem]) -> _Keys:
     if problems or keys is None:
         raise ConfigurationError(sorted(problems, key=lambda item: (item.file, item.line or 0)))
     return keys
 
 
-def _schema_problem(first: Path, layer: Layer, details: ErrorDetails) -> Problem:
+def _schema_problem(
+    model: type[BaseModel], first: Path, layer: Layer, details: ErrorDetails
+) -> Problem:
     # pydantic names a bad key of a mapping by a last element "[key]".
     key: Key = tuple(part for part in details["loc"] if part != "[key]")
     kind = details["type"]
     if kind == "extra_forbidden":
-        return problem_at(first, layer, key, f"unknown key{_nearest_key(key)}", value="")
+        return problem_at(first, layer, key, f"unknown key{_nearest_key(model, key)}", value="")
     if kind == "missing":
         return problem_at(first, layer, key, "expected this key; it has no default", value="")
     return problem_at(first, layer, key, _expected(kind, details))
@@ -80,21 +97,20 @@ def _choices(context: Mapping[str, Any]) -> list[str]:
     return re.findall(r"'([^']*)'", context["expected"])
 
 
-def _nearest_key(key: Key) -> str:
-    known = _known_keys(key[:-1])
+def _nearest_key(model: type[BaseModel], key: Key) -> str:
+    known = _known_keys(model, key[:-1])
     near = difflib.get_close_matches(str(key[-1]), known, 1, 0.5)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def _known_keys(parents: Key) -> list[str]:
-    model: Any = SiteKeys
+def _known_keys(model: Any, parents: Key) -> list[str]:
     for part in parents:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", ())  # list[X] of the schema
-        model = arguments[0] if arguments else annotation
-    return list(model.model_fields)
+        if part not in model.model_fields:
+            continue  # an item of a list, or a free name in a mapping
+        model = model.model_fields[part].annotation
+        while arguments := getattr(model, "__args__", ()):  # list[X], dict[str, X], Annotated[X]
+            model = arguments[-1] if typing.get_origin(model) is dict else arguments[0]
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def problem_at(

@@ -1,8 +1,9 @@
 """Compiles a site file: finds its layers, checks them, and prints one normalised JSON document.
 
-Run as ``python -m harvester.config_compile NAME|PATH`` by ``harvester.config``, so that pyyaml and
-pydantic never stay in a daemon's memory. Standard output is ``{"site", "layers", "inputs",
-"environment"}`` with exit code 0, or ``{"problems": [...]}`` with exit code 78.
+Run as ``python -m harvester.config_compile NAME|PATH [POLICY OWNER]`` by ``harvester.config``, so
+that pyyaml and pydantic never stay in a daemon's memory. Standard output is ``{"site", "layers",
+"origins", "rulings", "inputs", "environment"}`` with exit code 0, or ``{"problems": [...]}`` with
+exit code 78.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ from pathlib import Path
 from typing import Any
 
 from harvester import paths
-from harvester.config_check import validate
+from harvester.config_check import validate, validate_policy
+from harvester.config_origins import origins
+from harvester.config_policy import SYSTEM_POLICY, PolicyFile, Ruling, apply_policy
 from harvester.config_sources import Sources, one_problem
 from harvester.config_values import Expansion
 from harvester.config_yaml import Layer, lay_over, read_layer
 from harvester.errors import ConfigurationError, Problem
+from harvester.site import Site
 
 _NAMES = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the compiled form of the site that the one argument names."""
+    """Print the compiled form of the site that the first argument names."""
+    name, *rest = arguments
+    policy = PolicyFile(Path(rest[0]), int(rest[1])) if rest else PolicyFile()
     try:
-        document = compile_site(arguments[0], os.environ)
+        document = compile_site(name, os.environ, policy)
     except ConfigurationError as error:
         problems = [dataclasses.asdict(problem) for problem in error.problems]
         print(json.dumps({"problems": problems}))
@@ -40,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def compile_site(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+def compile_site(
+    name: str, environ: Mapping[str, str], policy: PolicyFile = SYSTEM_POLICY
+) -> dict[str, Any]:
     """The normalised document of a site file; see the module's docstring.
 
     Raises:
@@ -50,12 +58,27 @@ def compile_site(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     first, layer = _layers(name, sources)
     keys = validate(first, layer)
     site = Expansion(first, layer, sources).site(keys)
+    site, rulings = _within_policy(site, policy, sources)
     return {
         "site": dataclasses.asdict(site),
         "layers": [str(path) for path in sources.layers],
+        "origins": origins(layer, sources.layers),
+        "rulings": [dataclasses.asdict(ruling) for ruling in rulings],
         "inputs": sources.inputs,
         "environment": sources.variables,
     }
+
+
+def _within_policy(
+    site: Site, policy: PolicyFile, sources: Sources
+) -> tuple[Site, tuple[Ruling, ...]]:
+    policy.check()  # refuses one that is not its owner's alone
+    text = sources.read(policy.path)
+    if text is None:
+        return site, ()
+    layer = read_layer(policy.path, text, "a policy file")
+    limits = validate_policy(policy.path, layer).model_dump()
+    return apply_policy(site, limits, policy.path)
 
 
 # --- finding and layering ---

@@ -6,21 +6,105 @@ shows broken types and broken rules together; a part whose type is wrong is pass
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from harvester.quantities import format_duration, parse_duration_s, parse_nodes
+from harvester.quantities import format_duration, parse_duration_s, parse_instant, parse_nodes
 
 Key = tuple[str | int, ...]
 Finding = tuple[Key, str]  # the key concerned, and the sentence
 
+# Slurm: --mem, --mem-per-cpu, --mem-per-gpu; PBS and Grid Engine: -l mem=, select=...:mem=.
+_MEMORY_REQUEST = re.compile(r"--mem\b|--mem-per-|\b(?:p?v?mem|h_vmem|mem_free)=|\brusage\[mem=")
 LAUNCHERS = ("flux", "jsrun", "mpiexec", "mpirun", "srun")
 
 
 def broken_rules(values: Mapping[str, Any]) -> list[Finding]:
     """Every rule that a merged site file breaks."""
     return [finding for rule in _RULES for finding in rule(values)]
+
+
+def _filesystems(values: Mapping[str, Any]) -> Iterator[Finding]:
+    submission = _part(values, "submission")
+    if submission.get("filesystems_required") is not True or submission.get("filesystems"):
+        return
+    if not any("filesystems=" in line for line in _directives(values)):
+        yield (
+            ("submission", "filesystems"),
+            "expected the file systems that jobs need, such as [home, eagle]: this centre "
+            "starts no job that does not name them (-l filesystems=)",
+        )
+
+
+def _gpu_request(values: Mapping[str, Any]) -> Iterator[Finding]:
+    asks = _part(values, "submission").get("gpu_request", "gres") != "none"
+    asks = asks and bool(_part(values, "node").get("gpus"))
+    asks = asks or any("gpu" in line for line in _directives(values))
+    for index, queue in _queues(values):
+        least = queue.get("gpus_min")
+        if isinstance(least, int) and least > 0 and not asks:
+            yield (
+                ("queues", index, "gpus_min"),
+                f"queue {queue.get('name')} takes jobs only with a GPU request ({least} or "
+                "more); expected node.gpus above 0 and submission.gpu_request other than none",
+            )
+
+
+def _memory_request(values: Mapping[str, Any]) -> Iterator[Finding]:
+    if _part(values, "submission").get("memory_request") is not False:
+        return
+    keys: list[tuple[Key, Mapping[str, Any]]] = [((), values)]
+    keys += [(("queues", index), queue) for index, queue in _queues(values)]
+    for key, part in keys:
+        for line in _lines(part):
+            if _MEMORY_REQUEST.search(line):
+                sentence = f"{line!r} asks for memory, which jobs of this centre cannot do; drop it"
+                yield (*key, "directives"), sentence
+
+
+def _routing(values: Mapping[str, Any]) -> Iterator[Finding]:
+    for router, behind in _part(values, "routing_queues").items():
+        for index, queue in _queues(values):
+            if isinstance(behind, list) and queue.get("name") in behind:
+                yield (
+                    ("queues", index, "name"),
+                    f"queue {queue['name']} takes no submissions; submit to {router}, which "
+                    "routes jobs to it",
+                )
+
+
+def _gpu_order(values: Mapping[str, Any]) -> Iterator[Finding]:
+    node = _part(values, "node")
+    order, gpus = node.get("gpu_order"), node.get("gpus", 0)
+    if isinstance(order, list) and order and isinstance(gpus, int):
+        words = [word for word in order if isinstance(word, str)]
+        if len(order) != gpus or len(set(words)) != len(words):
+            yield ("node", "gpu_order"), f"expected each of the node's {gpus} GPUs once"
+
+
+def _query_interval(values: Mapping[str, Any]) -> Iterator[Finding]:
+    budgets = _part(values, "budgets")
+    least_s = _duration(budgets.get("query_interval_min"), 0)
+    if _duration(budgets.get("query_interval"), 60) < least_s:
+        yield (
+            ("budgets", "query_interval"),
+            f"expected at least {format_duration(least_s)}, what this centre asks for",
+        )
+
+
+def _reservations(values: Mapping[str, Any]) -> Iterator[Finding]:
+    windows = values.get("reservations")
+    for index, window in enumerate(windows if isinstance(windows, list) else ()):
+        if not isinstance(window, dict):
+            continue
+        try:
+            start, end = parse_instant(window.get("from")), parse_instant(window.get("to"))
+        except ValueError:
+            continue
+        if end <= start:
+            yield ("reservations", index, "to"), "expected an instant after `from`"
 
 
 def _account(values: Mapping[str, Any]) -> Iterator[Finding]:
@@ -57,10 +141,7 @@ def _queue_names(values: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _bins_leave_time(values: Mapping[str, Any]) -> Iterator[Finding]:
-    lost_s = sum(
-        _duration(_part(values, part).get(key), default)
-        for part, key, default in (("planning", "boot_margin", 60), ("runner", "drain_margin", 60))
-    )
+    lost_s = _lost_s(values)
     for key, item in _bins(values):
         walltime_s = _duration(item.get("walltime"), float("inf"))
         if walltime_s <= lost_s:
@@ -93,8 +174,25 @@ def _planning(values: Mapping[str, Any]) -> Iterator[Finding]:
     if least > largest:
         text = format_duration(largest)
         yield ("planning", "walltime_min"), f"expected at most the longest bin's walltime ({text})"
-    if 0 < most <= _duration(planning.get("boot_margin"), 60):
-        yield ("planning", "walltime_max"), "expected more than planning.boot_margin"
+    lost_s = _lost_s(values)
+    if 0 < most <= lost_s:
+        yield (
+            ("planning", "walltime_max"),
+            "expected more than planning.boot_margin and runner.drain_margin together "
+            f"({format_duration(lost_s)})",
+        )
+
+
+def _nodes_in_bins(values: Mapping[str, Any]) -> Iterator[Finding]:
+    most = _part(values, "planning").get("nodes_max")
+    bins = [(_nodes(item)[0], key) for key, item in _bins(values)]
+    if isinstance(most, int) and bins and most < min(bins)[0]:
+        least, key = min(bins)
+        queue = values["queues"][key[1]].get("name")
+        yield (
+            ("planning", "nodes_max"),
+            f"expected at least {least}, where the smallest bin begins (queue {queue})",
+        )
 
 
 _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
@@ -105,7 +203,30 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _bins_leave_time,
     _virtual_nodes,
     _planning,
+    _nodes_in_bins,
+    _filesystems,
+    _gpu_request,
+    _memory_request,
+    _routing,
+    _gpu_order,
+    _query_interval,
+    _reservations,
 )
+
+
+def _lost_s(values: Mapping[str, Any]) -> float:
+    boot_s = _duration(_part(values, "planning").get("boot_margin"), 60)
+    return boot_s + _duration(_part(values, "runner").get("drain_margin"), 60)
+
+
+def _directives(values: Mapping[str, Any]) -> list[str]:
+    """The directives of the site and of its queues."""
+    return [*_lines(values), *(line for _, queue in _queues(values) for line in _lines(queue))]
+
+
+def _lines(part: Mapping[str, Any]) -> list[str]:
+    given = part.get("directives")
+    return [line for line in given if isinstance(line, str)] if isinstance(given, list) else []
 
 
 def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -20,12 +20,17 @@ from pydantic_core import PydanticCustomError
 
 from harvester.quantities import (
     DURATION_FORMS,
+    INSTANT_FORMS,
     NODE_FORMS,
     SIZE_FORMS,
     parse_duration_s,
+    parse_instant,
     parse_nodes,
     parse_size_bytes,
 )
+
+#: Sources that name no document: general knowledge, and what is for us to choose.
+UNSOURCED, CHOSEN = "unsourced", "chosen"
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
@@ -77,6 +82,19 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Directory = Annotated[str, Field(min_length=1, description="a path; $NAME and ~ are expanded")]
 
+Instant = Annotated[float, _parsed(parse_instant), _either("string", description=INSTANT_FORMS)]
+
+Runtime = Literal[
+    "none",
+    "apptainer",
+    "bwrap",
+    "charliecloud",
+    "podman",
+    "podman-hpc",
+    "shifter",
+    "singularity",
+]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -101,6 +119,7 @@ class QueueKeys(_Part):
     preemptable: bool = False
     directives: list[Line] = []
     whole_nodes: bool = True
+    gpus_min: Count = 0
 
     @model_validator(mode="after")
     def _bins_are_apart(self) -> QueueKeys:
@@ -137,16 +156,63 @@ class NodeKeys(_Part):
     gpu_variable: Literal["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"] = (
         "CUDA_VISIBLE_DEVICES"
     )
+    gpu_order: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]] = []
+
+
+class SubmissionKeys(_Part):
+    """What jobs say of themselves here, and what they must leave unsaid."""
+
+    gpu_request: Literal["gres", "gpus-per-node", "none"] = "gres"
+    cores_request: bool = True
+    memory_request: bool = True
+    filesystems: list[Word] = []
+    filesystems_required: bool = False
+
+
+class NetworkKeys(_Part):
+    """What compute nodes and the login node can reach."""
+
+    compute: Literal["none", "proxy", "outbound", "unknown"] = "unknown"
+    unset_proxy: bool = False
+    inter_job_network: bool | None = None
+
+
+class ReservationKeys(_Part):
+    """A maintenance window, in which no job may run."""
+
+    start: Annotated[Instant, Field(alias="from")]
+    end: Annotated[Instant, Field(alias="to")]
+    why: Line = "maintenance"
+
+
+class SourceKeys(_Part):
+    """Where a value comes from, and when it was looked up."""
+
+    source: Annotated[Line, Field(min_length=1)]
+    date: Annotated[str, Field(pattern=r"^\d{4}(-\d\d(-\d\d)?)?$")] | None = None
+
+
+def _source(value: object) -> object:
+    if isinstance(value, str):
+        if value not in (UNSOURCED, CHOSEN):
+            raise ValueError(f"{{source: ..., date: ...}}, {UNSOURCED!r} or {CHOSEN!r}")
+        return {"source": value}
+    return value
+
+
+Source = Annotated[SourceKeys, _parsed(_source)]
 
 
 class BudgetKeys(_Part):
     """Hard limits on what this harvester may cost the centre."""
 
     query_interval: Annotated[Duration, Field(ge=0.05)] = 60.0
+    query_interval_min: Duration = 0.0
     queries_per_minute: Annotated[float, Field(gt=0)] = 2.0
     submissions_per_hour: Positive = 30
     jobs_in_flight: Positive = 4
     node_hours_per_day: Annotated[float, Field(gt=0)] | None = None
+    node_hours_total: Annotated[float, Field(gt=0)] | None = None
     command_timeout: Annotated[Duration, Field(gt=0)] = 30.0
 
 
@@ -186,16 +252,7 @@ class RunnerKeys(_Part):
 class ContainerKeys(_Part):
     """Which container runtime the nodes have."""
 
-    runtime: Literal[
-        "none",
-        "apptainer",
-        "bwrap",
-        "charliecloud",
-        "podman",
-        "podman-hpc",
-        "shifter",
-        "singularity",
-    ] = "none"
+    runtime: Runtime = "none"
     image_dir: Directory | None = None
 
 
@@ -231,12 +288,57 @@ class SiteKeys(_Part):
     state: StateKeys = StateKeys()
     node: NodeKeys
     queues: Annotated[list[QueueKeys], Field(min_length=1)]
+    routing_queues: dict[Word, list[Word]] = {}
+    submission: SubmissionKeys = SubmissionKeys()
+    network: NetworkKeys = NetworkKeys()
+    reservations: list[ReservationKeys] = []
+    sources: dict[str, Source] = {}
     budgets: BudgetKeys = BudgetKeys()
     central: CentralKeys = CentralKeys()
     runner: RunnerKeys = RunnerKeys()
     containers: ContainerKeys = ContainerKeys()
     planning: PlanningKeys = PlanningKeys()
     local: LocalKeys = LocalKeys()
+
+
+class PolicyBudgetKeys(_Part):
+    """Bounds of budgets: the interval from below, everything else from above."""
+
+    query_interval: Duration | None = None
+    queries_per_minute: Annotated[float, Field(gt=0)] | None = None
+    submissions_per_hour: Positive | None = None
+    jobs_in_flight: Positive | None = None
+    node_hours_per_day: Annotated[float, Field(gt=0)] | None = None
+    node_hours_total: Annotated[float, Field(gt=0)] | None = None
+
+
+class PolicyPlanningKeys(_Part):
+    """The largest and the longest allocation."""
+
+    nodes_max: Positive | None = None
+    walltime_max: Annotated[Duration, Field(gt=0)] | None = None
+
+
+class PolicyPayloadKeys(_Part):
+    """What may run."""
+
+    containers_only: bool = False
+    runtimes: list[Runtime] | None = None
+
+
+class PolicyLimits(_Part):
+    """What a site file can tighten and never loosen."""
+
+    budgets: PolicyBudgetKeys = PolicyBudgetKeys()
+    planning: PolicyPlanningKeys = PolicyPlanningKeys()
+    payloads: PolicyPayloadKeys = PolicyPayloadKeys()
+    queues: list[Word] | None = None
+
+
+class PolicyKeys(PolicyLimits):
+    """The administrator's policy; ``sites`` adds limits for single sites by name."""
+
+    sites: dict[str, PolicyLimits] = {}
 
 
 def site_schema() -> dict[str, Any]:

@@ -17,10 +17,13 @@ from harvester.site import (
     Budgets,
     CentralChoice,
     LocalCluster,
+    Network,
     PlanningChoice,
     Queue,
+    Reservation,
     RunnerChoice,
     Site,
+    SubmissionRules,
     WalltimeBin,
 )
 from payload_runner.protocol import NodeShape
@@ -49,16 +52,19 @@ class Expansion:
             name=name,
             batch_system=keys.batch_system,
             node=_node(keys),
-            queues=tuple(_queue(queue, _nodes_limit(keys)) for queue in keys.queues),
+            queues=tuple(_queue(queue, keys) for queue in keys.queues),
             spool=spool or state_dir / "spool",
             filesystem=keys.spool.filesystem,
             state_dir=state_dir,
             index=index or paths.default_index(state_dir, name, local=local, uid=os.getuid()),
             description=keys.description,
             account=keys.account or "",
-            directives=tuple(keys.directives),
+            directives=(*keys.directives, *_filesystems(keys)),
             container_runtime=keys.containers.runtime,
             image_dir=_text(self._path(("containers", "image_dir"), keys.containers.image_dir)),
+            submission=_submission(keys),
+            network=_network(keys),
+            reservations=_reservations(keys),
             budgets=_budgets(keys),
             central=self._central(keys),
             runner=_runner(keys),
@@ -112,7 +118,37 @@ def _node(keys: SiteKeys) -> NodeShape:
         cores=keys.node.cores,
         memory_mb=(keys.node.memory or 0) // _MEGABYTE,
         gpu_variable=keys.node.gpu_variable,
+        gpu_names=tuple(keys.node.gpu_order),
     )
+
+
+def _filesystems(keys: SiteKeys) -> tuple[str, ...]:
+    # ALCF's PBS starts a job only while the file systems that it names are up.
+    names = keys.submission.filesystems
+    return (f"-l filesystems={':'.join(names)}",) if names else ()
+
+
+def _submission(keys: SiteKeys) -> SubmissionRules:
+    rules = keys.submission
+    return SubmissionRules(
+        gpu_request=rules.gpu_request, cores=rules.cores_request, memory=rules.memory_request
+    )
+
+
+def _network(keys: SiteKeys) -> Network:
+    network = keys.network
+    return Network(
+        compute=network.compute,
+        unset_proxy=network.unset_proxy,
+        inter_job=network.inter_job_network,
+    )
+
+
+def _reservations(keys: SiteKeys) -> tuple[Reservation, ...]:
+    found = [
+        Reservation(start=item.start, end=item.end, why=item.why) for item in keys.reservations
+    ]
+    return tuple(sorted(found, key=lambda item: item.start))
 
 
 def _nodes_limit(keys: SiteKeys) -> int:
@@ -120,7 +156,8 @@ def _nodes_limit(keys: SiteKeys) -> int:
     return keys.local.nodes if keys.batch_system == "local" else sys.maxsize
 
 
-def _queue(keys: QueueKeys, nodes_limit: int) -> Queue:
+def _queue(keys: QueueKeys, site: SiteKeys) -> Queue:
+    nodes_limit = _nodes_limit(site)
     return Queue(
         name=keys.name,
         bins=tuple(
@@ -138,6 +175,8 @@ def _queue(keys: QueueKeys, nodes_limit: int) -> Queue:
         preemptable=keys.preemptable,
         directives=tuple(keys.directives),
         whole_nodes=keys.whole_nodes,
+        gpus_min=keys.gpus_min,
+        routes_to=tuple(site.routing_queues.get(keys.name, ())),
     )
 
 
@@ -149,6 +188,7 @@ def _budgets(keys: SiteKeys) -> Budgets:
         submissions_per_hour=budgets.submissions_per_hour,
         jobs_in_flight=budgets.jobs_in_flight,
         node_hours_per_day=budgets.node_hours_per_day,
+        node_hours_total=budgets.node_hours_total,
         command_timeout_s=budgets.command_timeout,
     )
 

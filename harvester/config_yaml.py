@@ -53,7 +53,7 @@ for _name, _pattern, _first in (
     _CoreLoader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"(?:{_pattern})$"), _first)
 
 
-def read_layer(path: Path, text: bytes) -> Layer:
+def read_layer(path: Path, text: bytes, what: str = "a site file") -> Layer:
     """One file's values and marks.
 
     Raises:
@@ -61,7 +61,7 @@ def read_layer(path: Path, text: bytes) -> Layer:
     """
     node = _compose(path, text)
     if not isinstance(node, yaml.MappingNode):
-        raise _problem(path, 1, "", "expected `key: value` lines at the top level of a site file")
+        raise _problem(path, 1, "", f"expected `key: value` lines at the top level of {what}")
     layer = Layer({})
     layer.values = _Reader(path, layer.marks).mapping(node, ())
     return layer

@@ -23,6 +23,7 @@ def job_of(
 ) -> BatchJob:
     """The job of an allocation with this tag; ``runner`` is the payload runner's zipapp."""
     command = (site.runner.python, str(runner), "lead", str(site.spool), str(tag))
+    rules = site.submission
     found = next((item for item in site.queues if item.name == queue), None)
     return BatchJob(
         tag=tag,
@@ -32,9 +33,10 @@ def job_of(
         command=command,
         queue=queue,
         account=site.account,
-        gpus_per_node=site.node.gpus,
-        cores_per_node=site.node.cores,
-        memory_mb_per_node=site.node.memory_mb,
+        gpus_per_node=0 if rules.gpu_request == "none" else site.node.gpus,
+        gpu_request=rules.gpu_request,
+        cores_per_node=site.node.cores if rules.cores else 0,
+        memory_mb_per_node=site.node.memory_mb if rules.memory else 0,
         warn_s=site.runner.drain_margin_s,
         directives=(*site.directives, *(found.directives if found else ())),
         prologue=site.runner.prologue,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 APPLICATION = "harvester"
 SYSTEM_CONFIGURATION = Path("/etc") / APPLICATION
+POLICY = SYSTEM_CONFIGURATION / "policy.yaml"
 SHIPPED_SITES = Path(__file__).resolve().parent.parent / "site_configs"
 
 Environment = Mapping[str, str]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import UTC, datetime
 
 DURATION_FORMS = 'a duration such as "02:00:00", "1-12:00:00", "90m", "1h30m" or 5400 (seconds)'
 SIZE_FORMS = 'a size with its unit such as "512GB" or "64GiB"'
+INSTANT_FORMS = 'an instant with its zone such as "2026-12-01T06:00+01:00" or "2026-12-01T05:00Z"'
 NODE_FORMS = 'nodes such as "1-91", [1, 91] or 8'
 
 _CLOCK = re.compile(r"(?:(\d{1,4})-)?(\d{1,4}):([0-5]\d):([0-5]\d)")
@@ -60,6 +62,22 @@ def parse_nodes(value: object) -> tuple[int, int]:
     if not 1 <= low <= high:
         raise ValueError(f"{NODE_FORMS}: at least 1 and the smaller number first")
     return low, high
+
+
+def parse_instant(value: object) -> float:
+    """Seconds since the epoch of an ISO 8601 instant; without its zone it says many things."""
+    try:
+        instant = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ValueError(INSTANT_FORMS)
+    return instant.timestamp()
+
+
+def format_instant(seconds: float) -> str:
+    """An instant for people, in UTC: ``2026-12-01 05:00 UTC``."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def format_duration(seconds: float) -> str:

@@ -31,6 +31,35 @@ class Queue:
     preemptable: bool = False
     directives: tuple[str, ...] = ()
     whole_nodes: bool = True
+    gpus_min: int = 0  # that a job must ask for
+    routes_to: tuple[str, ...] = ()  # under whose names its jobs are listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionRules:
+    """What a job of this site says of itself, and what it must leave unsaid."""
+
+    gpu_request: str = "gres"  # gres | gpus-per-node | none
+    cores: bool = True
+    memory: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What nodes and login node can reach. None: nobody has said."""
+
+    compute: str = "unknown"  # none | proxy | outbound | unknown
+    unset_proxy: bool = False  # the proxy of the environment does not work on the login node
+    inter_job: bool | None = None  # nodes of different jobs reach each other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """A maintenance window: no job may run in it. Times are seconds since the epoch."""
+
+    start: float
+    end: float
+    why: str = "maintenance"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +70,8 @@ class Budgets:
     queries_per_minute: float = 2.0
     submissions_per_hour: int = 30
     jobs_in_flight: int = 4
-    node_hours_per_day: float | None = None
+    node_hours_per_day: float | None = None  # of jobs planned within the last 24 hours
+    node_hours_total: float | None = None  # of the site's project, by this harvester, ever
     command_timeout_s: float = 30.0
 
 
@@ -108,6 +138,10 @@ class Site:
     directives: tuple[str, ...] = ()
     container_runtime: str = "none"
     image_dir: str | None = None
+    containers_only: bool = False  # bare payloads are refused
+    submission: SubmissionRules = field(default_factory=SubmissionRules)
+    network: Network = field(default_factory=Network)
+    reservations: tuple[Reservation, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     central: CentralChoice = field(default_factory=CentralChoice)
     runner: RunnerChoice = field(default_factory=RunnerChoice)

@@ -49,7 +49,9 @@ def find_resources(
     gpus = given_gpus(promised, environ)
     cores = sorted(os.sched_getaffinity(0))
     if pin:
-        ordered = order_cores(cores, _cores_near_gpus()[: len(gpus)])
+        # Names that the site has put in order say already which cores are near.
+        near = [] if promised.gpu_names else _cores_near_gpus()
+        ordered = order_cores(cores, near[: len(gpus)])
     else:
         ordered = list(range(promised.cores)) if promised.cores else cores
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1_000_000
@@ -64,9 +66,12 @@ def given_gpus(promised: NodeShape, environ: Mapping[str, str]) -> Tuple[str, ..
     if given in _NONE_GIVEN:
         return ()
     if not given:
-        return tuple(str(number) for number in range(promised.gpus))
+        numbers = tuple(str(number) for number in range(promised.gpus))
+        return promised.gpu_names or numbers
     names = tuple(name.strip() for name in given.split(",") if name.strip())
-    return names[: promised.gpus]
+    # The site's order counts where it speaks of the same GPUs.
+    ordered = tuple(name for name in promised.gpu_names if name in names)
+    return (ordered if len(ordered) == len(names) else names)[: promised.gpus]
 
 
 def visible(resources: NodeResources, slot: Slot) -> Dict[str, str]:

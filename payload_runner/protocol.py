@@ -164,6 +164,7 @@ class NodeShape:
     cores: int = 1
     memory_mb: int = 0
     gpu_variable: str = "CUDA_VISIBLE_DEVICES"
+    gpu_names: Tuple[str, ...] = ()  # in the order of the cores near them; (): 0, 1, 2, ...
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class BatchJob:
     queue: str = ""
     account: str = ""
     gpus_per_node: int = 0
+    gpu_request: str = "gres"  # how Slurm is asked for them: gres | gpus-per-node
     cores_per_node: int = 0
     memory_mb_per_node: int = 0
     warn_s: float = 0.0  # signal the batch script this long before the end; 0: do not

@@ -174,7 +174,8 @@ def script_options(job: BatchJob) -> tuple[str, ...]:
     if job.account:
         options.append(f"--account={plain_word('account', job.account)}")
     if job.gpus_per_node:
-        options.append(f"--gres=gpu:{job.gpus_per_node}")
+        gres = "gres=gpu:" if job.gpu_request == "gres" else f"{job.gpu_request}="
+        options.append(f"--{gres}{job.gpus_per_node}")
     if job.cores_per_node:
         options.append(f"--cpus-per-task={job.cores_per_node}")
     if job.memory_mb_per_node:

@@ -1,0 +1,176 @@
+"""The administrator's policy: users can tighten it and never loosen it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harvester.config import load_site, load_site_file
+from harvester.config_policy import PolicyFile, Ruling
+from harvester.errors import ConfigurationError
+
+SITE = """\
+batch_system: slurm
+spool: {path: /scratch/h}
+node: {gpus: 4, cores: 32}
+runner: {launcher: srun}
+containers: {runtime: apptainer}
+budgets: {query_interval: 60s, jobs_in_flight: 10, submissions_per_hour: 5}
+queues:
+  - {name: gpu, bins: [{nodes: 1-8, walltime: "02:00:00"}]}
+  - {name: big, bins: [{nodes: 9-64, walltime: "02:00:00"}]}
+"""
+
+
+@pytest.fixture
+def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("mine.yaml").write_text(SITE)
+    return {"HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> PolicyFile:
+    base = tmp_path / "etc"
+    base.mkdir(mode=0o755)
+    return PolicyFile(base / "policy.yaml", os.getuid())
+
+
+def rule(policy: PolicyFile, text: str) -> None:
+    policy.path.write_text(text)
+    policy.path.chmod(0o644)
+
+
+def test_without_a_policy_a_site_is_as_its_file_says(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    found = load_site_file("mine", environ, policy)
+    assert (found.site.budgets.jobs_in_flight, found.rulings) == (10, ())
+
+
+def test_looser_values_are_bounded_and_stricter_ones_stay(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(
+        policy,
+        "budgets: {query_interval: 2m, jobs_in_flight: 4, submissions_per_hour: 30,"
+        " node_hours_per_day: 100}\nplanning: {nodes_max: 16, walltime_max: 1h}\n",
+    )
+    found = load_site_file("mine", environ, policy)
+    budgets, planning = found.site.budgets, found.site.planning
+    assert (budgets.query_interval_s, budgets.jobs_in_flight) == (120.0, 4)
+    assert (budgets.submissions_per_hour, budgets.node_hours_per_day) == (5, 100.0)
+    assert (planning.nodes_max, planning.walltime_max_s) == (16, 3600.0)
+    assert found.rulings == (
+        Ruling(key="budgets.query_interval", value="2 min", instead_of="60 s"),
+        Ruling(key="budgets.jobs_in_flight", value="4", instead_of="10"),
+        Ruling(key="budgets.node_hours_per_day", value="100", instead_of="no limit"),
+        Ruling(key="planning.nodes_max", value="16", instead_of="no limit"),
+        Ruling(key="planning.walltime_max", value="60 min", instead_of="no limit"),
+    )
+
+
+def test_limits_of_one_site_come_on_top_of_those_of_all(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(
+        policy,
+        "budgets: {jobs_in_flight: 4}\nsites:\n  mine: {budgets: {jobs_in_flight: 2}}\n"
+        "  other: {budgets: {jobs_in_flight: 1}}\n",
+    )
+    assert load_site("mine", environ, policy).budgets.jobs_in_flight == 2
+
+
+def test_limits_of_one_site_cannot_loosen_those_of_all(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(policy, "budgets: {jobs_in_flight: 4}\nsites: {mine: {budgets: {jobs_in_flight: 9}}}\n")
+    assert load_site("mine", environ, policy).budgets.jobs_in_flight == 4
+
+
+def test_only_allowed_queues_are_left(environ: Mapping[str, str], policy: PolicyFile) -> None:
+    rule(policy, "queues: [gpu, debug]\n")
+    found = load_site_file("mine", environ, policy)
+    assert [queue.name for queue in found.site.queues] == ["gpu"]
+    assert found.rulings == (Ruling(key="queues", value="gpu", instead_of="gpu, big"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("queues: [debug]\n", "queues: got debug; site mine has none of these queues"),
+        ("payloads: {runtimes: [podman]}\n", "uses apptainer, which this policy does not allow"),
+        ("budgets: {jobs: 4}\n", "policy.yaml:1: budgets.jobs: unknown key"),
+        ("sites: {mine: {budget: {}}}\n", "did you mean budgets?"),
+        ("budgets: {jobs_in_flight: many}\n", "expected a whole number"),
+        ("- 5\n", "at the top level of a policy file"),
+    ],
+)
+def test_what_the_policy_forbids_or_gets_wrong_is_one_sentence(
+    text: str, sentence: str, environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(policy, text)
+    with pytest.raises(ConfigurationError) as raised:
+        load_site("mine", environ, policy)
+    assert sentence in str(raised.value)
+
+
+def test_containers_only_needs_a_container_runtime(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(policy, "payloads: {containers_only: true}\n")
+    assert load_site("mine", environ, policy).containers_only
+    Path("mine.yaml").write_text(SITE.replace("apptainer", "none"))
+    with pytest.raises(ConfigurationError, match="nothing could run there"):
+        load_site("mine", environ, policy)
+
+
+def test_policy_that_appears_or_changes_later_is_noticed(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    assert load_site("mine", environ, policy).budgets.jobs_in_flight == 10
+    rule(policy, "budgets: {jobs_in_flight: 4}\n")
+    assert load_site("mine", environ, policy).budgets.jobs_in_flight == 4
+    rule(policy, "budgets: {jobs_in_flight: 3}\n")
+    assert load_site("mine", environ, policy).budgets.jobs_in_flight == 3
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
+def test_policy_that_others_can_write_is_refused_even_when_cached(
+    mode: int, environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(policy, "budgets: {jobs_in_flight: 4}\n")
+    load_site("mine", environ, policy)
+    policy.path.chmod(mode)
+    with pytest.raises(ConfigurationError, match="that only its owner can change"):
+        load_site("mine", environ, policy)
+
+
+def test_policy_of_another_owner_is_refused(environ: Mapping[str, str], policy: PolicyFile) -> None:
+    rule(policy, "budgets: {jobs_in_flight: 4}\n")
+    with pytest.raises(ConfigurationError, match="that only its owner can change"):
+        load_site("mine", environ, replace(policy, owner=os.getuid() + 1))
+
+
+def test_policy_in_a_directory_that_others_can_write_is_refused(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(policy, "")
+    policy.path.parent.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="that only its owner can change"):
+        load_site("mine", environ, policy)
+
+
+def test_link_is_no_policy(environ: Mapping[str, str], policy: PolicyFile) -> None:
+    policy.path.symlink_to(Path("mine.yaml").absolute())
+    with pytest.raises(ConfigurationError, match="not a link"):
+        load_site("mine", environ, policy)
+
+
+def test_environment_cannot_name_another_policy() -> None:
+    assert PolicyFile() == PolicyFile(Path("/etc/harvester/policy.yaml"), 0)

@@ -1,0 +1,138 @@
+"""The rules of centres: each names the key, the bin or the queue, and what would be accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harvester.config_rules import broken_rules
+
+BIN = {"nodes": "10-24", "walltime": "03:00:00"}
+
+
+def site(**keys: Any) -> dict[str, Any]:
+    base = {
+        "batch_system": "slurm",
+        "spool": {"path": "/scratch"},
+        "node": {"gpus": 4, "cores": 32},
+        "runner": {"launcher": ["srun"]},
+        "queues": [{"name": "prod", "bins": [BIN]}],
+    }
+    return {**base, **keys}
+
+
+def queue(**keys: Any) -> dict[str, Any]:
+    return {"name": "prod", "bins": [BIN], **keys}
+
+
+def test_sound_site_breaks_no_rule() -> None:
+    assert broken_rules(site()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "where", "sentence"),
+    [
+        (
+            {"planning": {"nodes_max": 4}},
+            "planning.nodes_max",
+            "expected at least 10, where the smallest bin begins (queue prod)",
+        ),
+        (
+            {"planning": {"walltime_max": "2m"}},
+            "planning.walltime_max",
+            "boot_margin and runner.drain_margin together (2 min)",
+        ),
+        (
+            {"planning": {"walltime_min": "04:00:00"}},
+            "planning.walltime_min",
+            "at most the longest bin's walltime (3 h 00 min)",
+        ),
+        (
+            {"routing_queues": {"route": ["prod", "large"]}},
+            "queues.0.name",
+            "queue prod takes no submissions; submit to route, which routes jobs to it",
+        ),
+        (
+            {"submission": {"filesystems_required": True}},
+            "submission.filesystems",
+            "starts no job that does not name them (-l filesystems=)",
+        ),
+        (
+            {"queues": [queue(gpus_min=1)], "node": {"gpus": 0, "cores": 4}},
+            "queues.0.gpus_min",
+            "queue prod takes jobs only with a GPU request (1 or more)",
+        ),
+        (
+            {"queues": [queue(gpus_min=1)], "submission": {"gpu_request": "none"}},
+            "queues.0.gpus_min",
+            "submission.gpu_request other than none",
+        ),
+        (
+            {"submission": {"memory_request": False}, "directives": ["--mem=64G"]},
+            "directives",
+            "'--mem=64G' asks for memory, which jobs of this centre cannot do",
+        ),
+        (
+            {
+                "submission": {"memory_request": False},
+                "queues": [queue(directives=["-l select=1:ncpus=4:mem=8gb"])],
+            },
+            "queues.0.directives",
+            "asks for memory",
+        ),
+        (
+            {"node": {"gpus": 4, "cores": 32, "gpu_order": ["3", "2", "1"]}},
+            "node.gpu_order",
+            "expected each of the node's 4 GPUs once",
+        ),
+        (
+            {"node": {"gpus": 2, "cores": 32, "gpu_order": ["0", "0"]}},
+            "node.gpu_order",
+            "expected each of the node's 2 GPUs once",
+        ),
+        (
+            {"budgets": {"query_interval": "60s", "query_interval_min": "120s"}},
+            "budgets.query_interval",
+            "expected at least 2 min, what this centre asks for",
+        ),
+        (
+            {"reservations": [{"from": "2026-12-01T18:00Z", "to": "2026-12-01T06:00Z"}]},
+            "reservations.0.to",
+            "expected an instant after `from`",
+        ),
+    ],
+)
+def test_rule_names_key_and_reason(keys: dict[str, Any], where: str, sentence: str) -> None:
+    ((key, text),) = broken_rules(site(**keys))
+    assert (".".join(map(str, key)), sentence in text) == (where, True), text
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"submission": {"filesystems_required": True, "filesystems": ["home", "eagle"]}},
+        {"submission": {"filesystems_required": True}, "directives": ["-l filesystems=home"]},
+        {"queues": [queue(gpus_min=1)]},
+        {
+            "queues": [queue(gpus_min=1, directives=["--gpus=4"])],
+            "submission": {"gpu_request": "none"},
+        },
+        {"directives": ["--mem=64G"]},
+        {"submission": {"memory_request": False}, "directives": ["--comment=memory"]},
+        {"routing_queues": {"prod": ["small", "medium"]}},
+        {"node": {"gpus": 4, "cores": 32, "gpu_order": ["3", "2", "1", "0"]}},
+        {"budgets": {"query_interval": "120s", "query_interval_min": "120s"}},
+    ],
+)
+def test_what_a_rule_asks_for_satisfies_it(keys: dict[str, Any]) -> None:
+    assert broken_rules(site(**keys)) == []
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [], [5], {"a": 1}, [{"from": 1}], True])
+@pytest.mark.parametrize(
+    "key",
+    ["planning", "queues", "routing_queues", "submission", "node", "budgets", "reservations"],
+)
+def test_rules_pass_over_what_is_of_the_wrong_type(key: str, value: object) -> None:
+    broken_rules(site(**{key: value}))
