@@ -24,7 +24,7 @@ def blockage(kind: Demand, site: str, bins: Sequence[Offer], limits: Limits) -> 
     if not wide:
         most = max(offer.nodes_max for offer in bins)
         return f"it needs {kind.shape.nodes_min} nodes; site {site} gives at most {most}"
-    lasting = [offer for offer in wide if kind.worthwhile_s <= offer.usable_max_s]
+    lasting = [offer for offer in wide if kind.least_s <= offer.usable_max_s]
     if not lasting:
         return _too_long(kind, max(offer.usable_max_s for offer in wide))
     refusals = [limits.refusal(offer) for offer in lasting]
@@ -37,7 +37,7 @@ def blockage(kind: Demand, site: str, bins: Sequence[Offer], limits: Limits) -> 
 
 def _too_long(kind: Demand, most_s: float) -> str:
     return (
-        f"it needs about {kind.worthwhile_s:.0f} s in one go; an allocation of its size has at "
+        f"it needs about {kind.least_s:.0f} s in one go; an allocation of its size has at "
         f"most {most_s:.0f} s for payloads, and it saves no checkpoints"
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from harvester.model import AllocationState
 from harvester.planning.facts import NewAllocation, PlanInput
+from harvester.planning.overhead import Overhead
 from harvester.site import Queue, Site
 
 _STARTED = (AllocationState.RUNNING, AllocationState.DRAINING)
@@ -23,25 +24,20 @@ class Offer:
     nodes_max: int
     walltime_max_s: float
     walltime_min_s: float
-    overhead_s: float  # of a walltime, what no payload can use: start and drain
+    overhead: Overhead
 
     @property
     def usable_max_s(self) -> float:
         """The longest time that payloads can have."""
-        return self.walltime_max_s - self.overhead_s
+        return self.overhead.usable_s(self.walltime_max_s)
 
 
-def overhead_s(site: Site) -> float:
-    """Seconds of an allocation's walltime that payloads cannot use."""
-    return site.planning.boot_margin_s + site.runner.drain_margin_s
-
-
-def offers(site: Site) -> tuple[Offer, ...]:
+def offers(site: Site, overhead: Overhead) -> tuple[Offer, ...]:
     """Every bin of every queue that the preferences leave over, in the site's order."""
-    return tuple(_offers(site))
+    return tuple(_offers(site, overhead))
 
 
-def _offers(site: Site) -> Iterable[Offer]:
+def _offers(site: Site, overhead: Overhead) -> Iterable[Offer]:
     wish = site.planning
     for queue in site.queues:
         for found in queue.bins:
@@ -53,7 +49,7 @@ def _offers(site: Site) -> Iterable[Offer]:
                     found.walltime_max_s, wish.walltime_max_s or found.walltime_max_s
                 ),
                 walltime_min_s=wish.walltime_min_s,
-                overhead_s=overhead_s(site),
+                overhead=overhead,
             )
             if offer.nodes_min <= offer.nodes_max and offer.usable_max_s > 0:
                 yield offer
@@ -103,7 +99,7 @@ class Limits:
             return f"all {self.jobs_allowed} jobs that the site's budget allows are in flight"
         if self.per_queue[offer.queue.name] <= 0:
             return f"queue {offer.queue.name} takes no more jobs of this user now"
-        if self.walltime_s(offer, offer.nodes_min) <= offer.overhead_s:
+        if offer.overhead.usable_s(self.walltime_s(offer, offer.nodes_min)) <= 0:
             return (
                 f"the node-hours left ({self.node_hours:.1f}) do not pay for an allocation of "
                 f"{offer.nodes_min} nodes in queue {offer.queue.name}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from harvester.model import AttemptId, Tag
 from harvester.planning.estimates import Estimator
 from harvester.planning.facts import AllocationFacts, PlanInput, WaitingAttempt
+from harvester.planning.overhead import Overhead
 from harvester.planning.shapes import node_share
 from payload_runner.protocol import NodeShape
 
@@ -23,6 +24,8 @@ _LOCAL_LATENCY_S = 1.0
 # Idle time for an order's way that is not worth an order ahead of need.
 _TOLERATED_IDLE_SHARE = 0.01
 _AHEAD_MAX = 256
+# An allocation with this much of its time left counts as fresh.
+_FRESH_SHARE = 0.9
 
 
 @dataclass(slots=True)
@@ -32,8 +35,19 @@ class Room:
     tag: Tag
     nodes: int
     remaining_s: float
+    whole_s: float  # for payloads, when it started
     taken: float = 0.0  # nodes' worth of attempts ordered or running
     work: float = 0.0  # node-seconds that these still take
+
+    def asks_for(self, attempt: WaitingAttempt, estimator: Estimator) -> float:
+        """Seconds that the attempt must have here when it starts.
+
+        Enough to finish almost surely; where no time of this allocation is, a fresh start of it.
+        """
+        least = estimator.least_s(attempt)
+        if attempt.checkpointable:
+            return least
+        return max(least, min(estimator.needed_s(attempt), _FRESH_SHARE * self.whole_s))
 
     def wait_s(self, share: float) -> float:
         """How long an attempt of this share would probably wait for its slot."""
@@ -45,13 +59,15 @@ class Room:
         self.work += share * work_s
 
 
-def order_attempts(facts: PlanInput, estimator: Estimator) -> tuple[tuple[AttemptId, Tag], ...]:
+def order_attempts(
+    facts: PlanInput, estimator: Estimator, overhead: Overhead
+) -> tuple[tuple[AttemptId, Tag], ...]:
     """Orders for waiting attempts, by priority and then by age.
 
     Whoever is first in line takes the next room, however large its shape: the runner keeps the
     nodes together for it. So a stream of small attempts cannot starve a large one.
     """
-    rooms = open_rooms(facts, estimator)
+    rooms = open_rooms(facts, estimator, overhead)
     orders = []
     for attempt in in_line(facts.waiting):
         full = [room for room in rooms if room.taken >= _promised(room, attempt, facts, estimator)]
@@ -69,10 +85,11 @@ def in_line(waiting: Iterable[WaitingAttempt]) -> list[WaitingAttempt]:
     return sorted(waiting, key=lambda attempt: (-attempt.priority, -attempt.waiting_s))
 
 
-def open_rooms(facts: PlanInput, estimator: Estimator) -> list[Room]:
+def open_rooms(facts: PlanInput, estimator: Estimator, overhead: Overhead) -> list[Room]:
     """The allocations that take orders, with what stands in them."""
+    node = facts.site.node
     return [
-        _room(found, facts.site.node, estimator) for found in facts.allocations if found.accepting
+        _room(found, node, estimator, overhead) for found in facts.allocations if found.accepting
     ]
 
 
@@ -93,8 +110,11 @@ def left_s(attempt: WaitingAttempt, estimator: Estimator) -> float:
     return max(expected - attempt.waiting_s, 0.1 * expected)
 
 
-def _room(found: AllocationFacts, node: NodeShape, estimator: Estimator) -> Room:
-    room = Room(found.tag, found.nodes, found.remaining_s or 0.0)
+def _room(
+    found: AllocationFacts, node: NodeShape, estimator: Estimator, overhead: Overhead
+) -> Room:
+    whole = overhead.usable_s(found.walltime_s)
+    room = Room(found.tag, found.nodes, found.remaining_s or 0.0, whole)
     for attempt in found.running:
         room.add(node_share(attempt.shape, node), left_s(attempt, estimator))
     for attempt in found.ordered:
@@ -114,14 +134,13 @@ def _choose(
 ) -> Room | None:
     """The emptiest room in which the attempt can run; None to let others pass it."""
     share = node_share(attempt.shape, facts.site.node)
-    needed = estimator.worthwhile_s(attempt)
     able = [
         room
         for room in rooms
         if attempt.shape.nodes_min <= room.nodes
         and share <= room.nodes + 1e-9
         and room.taken < _promised(room, attempt, facts, estimator) - 1e-9
-        and room.wait_s(share) + needed <= room.remaining_s
+        and room.wait_s(share) + room.asks_for(attempt, estimator) <= room.remaining_s
         and room.tag not in attempt.handed_back_by
     ]
     # Of equally empty rooms the one that ends first: long ones are kept for long attempts.

@@ -10,8 +10,9 @@ from harvester.model import AllocationState, AttemptId, Tag
 from harvester.planning.blockage import blockage, misfit_sentence
 from harvester.planning.estimates import Estimator
 from harvester.planning.facts import AllocationFacts, NewAllocation, Plan, PlanInput, WaitingAttempt
-from harvester.planning.limits import Limits, Offer, offers, overhead_s
+from harvester.planning.limits import Limits, Offer, offers
 from harvester.planning.orders import ahead, left_s, order_attempts
+from harvester.planning.overhead import Overhead, overhead_of
 from harvester.planning.shapes import misfit, slots
 from harvester.planning.sizing import (
     Demand,
@@ -19,10 +20,12 @@ from harvester.planning.sizing import (
     choose_allocations,
     demand_of,
     demands,
-    horizon_s,
     usable_s,
 )
 
+# A search hands out its points as results come in: an allocation for the few that wait now would
+# end when their successors come. One that is not needed so long closes early and costs nothing.
+_ROUNDS_WHILE_MORE_COMES = 4
 _STOPPING = "the site's spool is stopped (STOP file or drain request): nothing new is started"
 
 
@@ -30,46 +33,46 @@ def plan(facts: PlanInput) -> Plan:
     """What to do next. Depends on nothing but the facts; the same facts give the same plan."""
     if facts.stopping:
         return Plan(blocked=dict.fromkeys(_ids(facts.waiting), _STOPPING))
-    bins = offers(facts.site)
+    overhead = overhead_of(facts)
+    bins = offers(facts.site, overhead)
     estimator = _estimator(facts, bins)
-    orders = order_attempts(facts, estimator)
+    orders = order_attempts(facts, estimator, overhead)
     ordered = {attempt for attempt, _ in orders}
     left = tuple(item for item in facts.waiting if item.attempt not in ordered)
     limits = Limits.of(facts)
-    submit = _submissions(facts, orders, left, bins, limits, estimator)
+    backlog = _backlog(facts, orders, left, estimator, overhead)
+    rounds = 1 if facts.nothing_more else _ROUNDS_WHILE_MORE_COMES
+    submit = choose_allocations(backlog, bins, limits, overhead, rounds)
     for chosen in submit:
         limits = limits.take(chosen)
     return Plan(
         submit=submit,
         orders=orders,
-        lease=_points_to_lease(facts, submit, bins),
+        lease=_points_to_lease(facts, submit, bins, overhead),
         close=_allocations_to_close(facts),
         cancel=_allocations_to_cancel(facts, estimator),
-        blocked=_blocked(facts, left, submit, bins, limits, estimator),
+        blocked=_blocked(facts, left, submit, bins, limits, estimator, overhead),
     )
 
 
 def _estimator(facts: PlanInput, bins: Sequence[Offer]) -> Estimator:
     longest = max((offer.usable_max_s for offer in bins), default=math.inf)
-    return Estimator(min(facts.site.planning.default_expected_s, longest))
+    return Estimator(min(facts.site.planning.default_expected_s, longest), longest)
 
 
-def _submissions(
+def _backlog(
     facts: PlanInput,
     orders: Sequence[tuple[AttemptId, Tag]],
     left: tuple[WaitingAttempt, ...],
-    bins: Sequence[Offer],
-    limits: Limits,
     estimator: Estimator,
-) -> tuple[NewAllocation, ...]:
+    overhead: Overhead,
+) -> tuple[Demand, ...]:
+    """Attempts, at hand or to come, that need more than what is in flight."""
     kinds = [(attempt, 1) for attempt in left]
     if facts.typical is not None:
         kinds.append((facts.typical, facts.unleased))
     backlog = demands(kinds, facts.site.node, estimator)
-    overhead = overhead_s(facts.site)
-    within = horizon_s(backlog, overhead)
-    rest = absorb_in_flight(backlog, _with_orders(facts, orders), estimator, within)
-    return choose_allocations(rest, bins, limits, overhead)
+    return absorb_in_flight(backlog, _with_orders(facts, orders), estimator, overhead)
 
 
 def _with_orders(facts: PlanInput, orders: Sequence[tuple[AttemptId, Tag]]) -> PlanInput:
@@ -88,10 +91,10 @@ def _with_orders(facts: PlanInput, orders: Sequence[tuple[AttemptId, Tag]]) -> P
 
 
 def _points_to_lease(
-    facts: PlanInput, submit: Sequence[NewAllocation], bins: Sequence[Offer]
+    facts: PlanInput, submit: Sequence[NewAllocation], bins: Sequence[Offer], overhead: Overhead
 ) -> int:
     """Points to ask for, so that the slots in flight have work now and when they next are free."""
-    nodes = [found.nodes for found in facts.allocations if usable_s(found, facts) > 0]
+    nodes = [found.nodes for found in facts.allocations if usable_s(found, overhead) > 0]
     nodes += [chosen.nodes for chosen in submit]
     if not nodes:
         # The shape of what comes is not known before the first lease: hold enough for one
@@ -161,12 +164,12 @@ def _blocked(
     bins: Sequence[Offer],
     limits: Limits,
     estimator: Estimator,
+    overhead: Overhead,
 ) -> Mapping[AttemptId, str]:
     """A sentence for each attempt that no allocation, in flight or planned, can take."""
-    overhead = overhead_s(facts.site)
     # As long as they last, however many rounds of attempts that takes.
-    places = {found.tag: (found.nodes, usable_s(found, facts)) for found in facts.allocations}
-    planned = [(chosen.nodes, chosen.walltime_s - overhead) for chosen in submit]
+    places = {found.tag: (found.nodes, usable_s(found, overhead)) for found in facts.allocations}
+    planned = [(chosen.nodes, overhead.usable_s(chosen.walltime_s)) for chosen in submit]
     blocked = {}
     for kind, attempts in _by_kind(left, facts, estimator).items():
         in_flight = [place for tag, place in places.items() if tag not in kind.not_in]

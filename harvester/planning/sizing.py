@@ -14,10 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harvester.model import AllocationState, Tag
-from harvester.planning.estimates import MARGIN, Estimator
+from harvester.planning.estimates import Estimator
 from harvester.planning.facts import AllocationFacts, NewAllocation, PlanInput, WaitingAttempt
-from harvester.planning.limits import Limits, Offer, overhead_s
+from harvester.planning.limits import Limits, Offer
 from harvester.planning.orders import left_s
+from harvester.planning.overhead import Overhead
 from harvester.planning.shapes import node_share, whole_nodes
 from payload_runner.protocol import NodeShape, Shape
 
@@ -35,7 +36,7 @@ class Demand:
     share: float  # of a node, see node_share
     expected_s: float
     needed_s: float
-    worthwhile_s: float
+    least_s: float
     priority: int
     not_in: tuple[Tag, ...] = ()  # allocations that handed it back
     count: int = 0
@@ -43,7 +44,7 @@ class Demand:
     def runs_in(self, nodes: int, usable_s: float) -> bool:
         """Whether an allocation of such size can run it to its end or to a checkpoint."""
         fits = self.shape.nodes_min <= nodes and self.share != math.inf
-        return fits and self.worthwhile_s <= usable_s
+        return fits and usable_s > 0 and self.least_s <= usable_s
 
     def work(self, usable_s: float) -> float:
         """Node-seconds of one attempt within an allocation of so much usable time."""
@@ -77,19 +78,19 @@ def demand_of(attempt: WaitingAttempt, node: NodeShape, estimator: Estimator) ->
         share=node_share(attempt.shape, node),
         expected_s=max(1e-3, estimator.expected_s(attempt)),
         needed_s=estimator.needed_s(attempt),
-        worthwhile_s=estimator.worthwhile_s(attempt),
+        least_s=estimator.least_s(attempt),
         priority=attempt.priority,
         not_in=attempt.handed_back_by,
     )
 
 
-def horizon_s(backlog: Sequence[Demand], overhead: float) -> float:
+def horizon_s(backlog: Sequence[Demand], overhead: Overhead) -> float:
     """Within what time the backlog should be worked off, given enough nodes.
 
     The longest attempt sets it, or the time over which an allocation's start pays off.
     """
     longest = max((kind.expected_s for kind in backlog), default=0.0)
-    return max(longest, _WORK_PER_OVERHEAD * overhead)
+    return max(longest, _WORK_PER_OVERHEAD * overhead.fixed_s)
 
 
 def absorb(
@@ -109,11 +110,12 @@ def absorb(
 
 
 def absorb_in_flight(
-    backlog: tuple[Demand, ...], facts: PlanInput, estimator: Estimator, within_s: float
+    backlog: tuple[Demand, ...], facts: PlanInput, estimator: Estimator, overhead: Overhead
 ) -> tuple[Demand, ...]:
     """What is left of the backlog once all live allocations have taken what they can in time."""
+    within_s = horizon_s(backlog, overhead)
     for found in facts.allocations:
-        usable = usable_s(found, facts)
+        usable = usable_s(found, overhead)
         busy = committed_work(found, facts.site.node, estimator)
         free = max(0.0, found.nodes * min(usable, within_s) - busy)
         refused = tuple(kind for kind in backlog if found.tag in kind.not_in)
@@ -122,13 +124,13 @@ def absorb_in_flight(
     return tuple(sorted(backlog, key=_in_line))
 
 
-def usable_s(found: AllocationFacts, facts: PlanInput) -> float:
+def usable_s(found: AllocationFacts, overhead: Overhead) -> float:
     """Seconds of payload time that an allocation still offers; 0 when it takes nothing more."""
     if found.state in (AllocationState.ENDED, AllocationState.DRAINING):
         return 0.0
     if found.remaining_s is not None:
         return found.remaining_s
-    return found.walltime_s - overhead_s(facts.site)
+    return overhead.usable_s(found.walltime_s)
 
 
 def committed_work(found: AllocationFacts, node: NodeShape, estimator: Estimator) -> float:
@@ -140,23 +142,30 @@ def committed_work(found: AllocationFacts, node: NodeShape, estimator: Estimator
 
 
 def choose_allocations(
-    backlog: tuple[Demand, ...], bins: Sequence[Offer], limits: Limits, overhead: float
+    backlog: tuple[Demand, ...],
+    bins: Sequence[Offer],
+    limits: Limits,
+    overhead: Overhead,
+    rounds_min: int,
 ) -> tuple[NewAllocation, ...]:
-    """Allocations for the backlog, one after another until nothing is left or may be submitted."""
+    """Allocations for the backlog, one after another until nothing is left or may be submitted.
+
+    ``rounds_min``: for how many attempts per slot to ask for walltime at least.
+    """
     chosen: list[NewAllocation] = []
     while backlog:
         candidates = [
             size
             for offer in bins
             if limits.refusal(offer) is None
-            and (size := size_allocation(backlog, offer, limits)) is not None
+            and (size := size_allocation(backlog, offer, limits, rounds_min)) is not None
         ]
         if not candidates:
             break
         best = max(candidates, key=lambda size: _merit(size, backlog, overhead))
         chosen.append(best)
         limits = limits.take(best)
-        usable = best.walltime_s - overhead
+        usable = overhead.usable_s(best.walltime_s)
         within = min(usable, horizon_s(backlog, overhead))
         before, backlog = backlog, absorb(backlog, best.nodes, usable, best.nodes * within)
         if backlog == before:
@@ -165,7 +174,7 @@ def choose_allocations(
 
 
 def size_allocation(
-    backlog: Sequence[Demand], offer: Offer, limits: Limits
+    backlog: Sequence[Demand], offer: Offer, limits: Limits, rounds_min: int
 ) -> NewAllocation | None:
     """The allocation of one offer that suits the backlog best; None when none makes sense."""
     fitting = [
@@ -179,7 +188,7 @@ def size_allocation(
     able = [kind for kind in fitting if kind.runs_in(nodes, _usable_s(offer, nodes, limits))]
     if not able:
         return None
-    asked = max(_time_for(able, nodes) + offer.overhead_s, offer.walltime_min_s)
+    asked = max(offer.overhead.walltime_s(_time_for(able, nodes, rounds_min)), offer.walltime_min_s)
     return NewAllocation(
         queue=offer.queue.name,
         nodes=nodes,
@@ -191,7 +200,7 @@ def size_allocation(
 def _nodes_for(fitting: Sequence[Demand], offer: Offer, limits: Limits) -> int:
     """Nodes that finish the work within the horizon, as the offer and the budget allow."""
     longest = _usable_s(offer, offer.nodes_min, limits)
-    horizon = min(longest, horizon_s(fitting, offer.overhead_s))
+    horizon = min(longest, horizon_s(fitting, offer.overhead))
     work = sum(kind.count * kind.work(longest) for kind in fitting)
     at_once = whole_nodes(sum(kind.count * kind.share for kind in fitting))
     first = fitting[0]
@@ -208,7 +217,7 @@ def _smallest(kind: Demand, offer: Offer) -> int:
 
 
 def _usable_s(offer: Offer, nodes: int, limits: Limits) -> float:
-    return limits.walltime_s(offer, nodes) - offer.overhead_s
+    return offer.overhead.usable_s(limits.walltime_s(offer, nodes))
 
 
 def _reason(kinds: Sequence[Demand], nodes: int) -> str:
@@ -223,19 +232,21 @@ def too_empty(fitting: Sequence[Demand], offer: Offer) -> bool:
     return at_once < _USE_MIN * offer.nodes_min
 
 
-def _time_for(kinds: Sequence[Demand], nodes: int) -> float:
+def _time_for(kinds: Sequence[Demand], nodes: int, rounds_min: int) -> float:
     """Time in which so many nodes work off these kinds, with room for the slowest at the end."""
     work = sum(kind.count * kind.share * kind.expected_s for kind in kinds)
-    last = max(kind.needed_s for kind in kinds)
     longest = max(kind.expected_s for kind in kinds)
-    rounds = max(1, math.ceil(work / nodes / longest - 1e-9))
-    return max(last, rounds * longest + last - last / MARGIN)
+    rounds = max(rounds_min, math.ceil(work / nodes / longest - 1e-9))
+    tail = max(kind.needed_s - kind.expected_s for kind in kinds)
+    return rounds * longest + tail
 
 
 def _merit(
-    size: NewAllocation, backlog: Sequence[Demand], overhead: float
-) -> tuple[bool, bool, int, float]:
-    """Better is: takes who is first in line; is well filled; has more nodes; is shorter."""
-    serves = backlog[0].runs_in(size.nodes, size.walltime_s - overhead)
+    size: NewAllocation, backlog: Sequence[Demand], overhead: Overhead
+) -> tuple[bool, bool, bool, int, float]:
+    """Better is: takes who is first in line; well filled; long enough; more nodes; shorter."""
+    usable = overhead.usable_s(size.walltime_s)
+    serves = backlog[0].runs_in(size.nodes, usable)
     at_once = sum(kind.count * kind.share for kind in backlog)
-    return serves, at_once >= size.nodes / 2, size.nodes, -size.walltime_s
+    filled, lasts = at_once >= size.nodes / 2, backlog[0].needed_s <= usable
+    return serves, filled, lasts, size.nodes, -size.walltime_s

@@ -33,8 +33,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "harvester.site",
         "harvester.quantities",
         "payload_runner.capacity",
-        "payload_runner.placement",
         "payload_runner.protocol",
+        "payload_runner.waiting",
+        "payload_runner.walltime",
     ),
 }
 VALUES = (

@@ -47,13 +47,15 @@ def test_what_stands_in_an_allocation_takes_its_room() -> None:
 @pytest.mark.parametrize(
     ("fields", "remaining_s", "ordered"),
     [
-        ({}, 800.0, True),
-        ({}, 700.0, False),  # 600 s and its margin do not fit
+        ({}, 950.0, True),
+        ({}, 850.0, False),  # 600 s and its margin do not fit
+        ({"high_s": 800.0}, 850.0, True),  # a learned spread replaces the margin
+        ({"cut_s": 700.0}, 950.0, False),  # it was cut off after longer already
         ({"checkpointable": True}, 200.0, True),
         ({"checkpointable": True}, 100.0, False),  # too short to be worth it
         ({"limit_s": 300.0}, 301.0, True),  # it is stopped then anyway
-        ({"expected_s": None}, 1000.0, True),
-        ({"expected_s": None}, 800.0, False),
+        ({"expected_s": None}, 1900.0, True),
+        ({"expected_s": None}, 1700.0, False),
         ({"handed_back_by": (A,)}, 3600.0, False),
         ({"shape": Shape(nodes_min=2, nodes_max=2)}, 3600.0, False),
         ({"shape": Shape(gpus_per_node=8)}, 3600.0, False),
@@ -112,8 +114,34 @@ def test_nodes_follow_the_backlog_up_to_the_bin(count: int, nodes: int) -> None:
 
 
 def test_walltime_is_enough_for_the_longest_attempt_and_no_more() -> None:
-    (chosen,) = plan(facts(waiting=attempts(4, expected_s=3000.0))).submit
-    assert chosen.walltime_s == pytest.approx(1.25 * 3000 + 120, abs=2)
+    alone = facts(waiting=attempts(4, expected_s=3000.0), nothing_more=True)
+    (chosen,) = plan(alone).submit
+    assert chosen.walltime_s == pytest.approx(1.5 * 3000 + 120, abs=2)
+
+
+def test_walltime_leaves_room_for_the_points_that_results_will_bring() -> None:
+    (chosen,) = plan(facts(waiting=attempts(4, expected_s=1000.0))).submit
+    assert chosen.walltime_s == pytest.approx(4 * 1000 + 500 + 120, abs=2)
+
+
+def test_a_point_that_was_cut_off_is_given_more_time_the_next_time() -> None:
+    again = attempts(1, expected_s=1000.0, cut_s=2000.0)
+    (chosen,) = plan(facts(waiting=again, nothing_more=True)).submit
+    assert chosen.walltime_s == pytest.approx(2 * 2000 + 120, abs=2)
+
+
+def test_a_point_that_was_cut_off_by_the_longest_walltime_may_try_again() -> None:
+    again = attempts(1, expected_s=1000.0, cut_s=7000.0)
+    (chosen,) = plan(facts(waiting=again, nothing_more=True)).submit
+    assert chosen.walltime_s == 7200.0
+
+
+def test_an_attempt_whose_margin_fits_nowhere_gets_a_fresh_allocation() -> None:
+    tight = attempts(1, expected_s=6000.0)
+    assert [c.walltime_s for c in plan(facts(waiting=tight)).submit] == [7200.0]
+    fresh, worn = allocation(remaining_s=7000.0), allocation(remaining_s=6200.0)
+    assert plan(facts(waiting=tight, allocations=(fresh,))).orders
+    assert not plan(facts(waiting=tight, allocations=(worn,))).orders
 
 
 def test_short_attempts_run_in_rounds_so_that_the_start_pays() -> None:
@@ -134,9 +162,10 @@ def test_what_is_in_flight_is_not_submitted_again() -> None:
 
 def test_a_long_attempt_goes_to_a_bin_that_lasts() -> None:
     bins = site((1, 4, 3600.0), (3, 16, 21600.0))
-    (chosen,) = plan(facts(site=bins, waiting=attempts(8, expected_s=7200.0))).submit
+    long = facts(site=bins, waiting=attempts(8, expected_s=7200.0), nothing_more=True)
+    (chosen,) = plan(long).submit
     assert chosen.nodes == 3
-    assert chosen.walltime_s == pytest.approx(9120, abs=2)
+    assert chosen.walltime_s == pytest.approx(1.5 * 7200 + 120, abs=2)
 
 
 def test_a_checkpointable_attempt_longer_than_every_bin_is_planned_for() -> None:

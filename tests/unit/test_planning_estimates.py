@@ -10,30 +10,17 @@ from payload_runner.protocol import NodeShape, Shape
 from tests.planning_cases import NODE, attempt
 
 
-def test_nothing_known_is_no_estimate() -> None:
-    assert estimate_duration([]) is None
+def test_a_few_runs_are_given_a_margin() -> None:
+    assert estimate_duration([10.0, 12.0, 11.0]) == DurationEstimate(11.0, 16.5)
 
 
-def test_a_declaration_stands_alone_at_first_with_a_margin() -> None:
-    assert estimate_duration([], 100.0) == DurationEstimate(median_s=100.0, high_s=125.0, samples=0)
+def test_the_longest_of_a_few_runs_is_believed() -> None:
+    assert estimate_duration([10.0, 40.0, 11.0]).high_s == 40.0
 
 
-def test_real_runs_outweigh_a_wrong_declaration() -> None:
-    found = estimate_duration([10.0, 11.0, 12.0, 10.0], 1000.0)
-    assert found is not None
-    assert found.median_s == 11.0
-
-
-def test_only_the_newest_runs_count() -> None:
-    found = estimate_duration([1000.0] * 300 + [10.0] * 200)
-    assert found is not None
-    assert found.median_s == 10.0
-
-
-def test_a_run_cut_off_beyond_the_median_raises_the_estimate() -> None:
-    found = estimate_duration([10.0], None, cut_s=[50.0, 5.0])
-    assert found is not None
-    assert found.median_s == 30.0
+def test_many_runs_tell_their_own_spread() -> None:
+    found = estimate_duration([float(n) for n in range(1, 102)])
+    assert found == DurationEstimate(51.0, 91.0)
 
 
 @pytest.mark.parametrize(
