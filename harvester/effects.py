@@ -69,10 +69,12 @@ class InlineEffects:
 
     def __init__(self) -> None:
         self._ended: list[Finished] = []
+        self._wake: Callable[[], None] = _nothing
 
     def start(self, name: str, function: Work, *, lane: str, deadline_s: float = 120.0) -> None:
         del lane, deadline_s  # nothing overlaps here
         self._ended.append(_run(name, function))
+        self._wake()
 
     def finished(self) -> list[Finished]:
         ended, self._ended = self._ended, []
@@ -85,7 +87,7 @@ class InlineEffects:
         return ()
 
     def notify(self, wake: Callable[[], None]) -> None:
-        del wake  # the caller is the one who would be woken
+        self._wake = wake
 
     def close(self) -> None:
         self._ended.clear()

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import select
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,8 +41,13 @@ PUBLISH_APART_S = {"local": 0.5, "shared": 10.0}
 PUBLISH_AT_LEAST_S = 30.0
 STOP_LOOK_S = {"local": 1.0, "shared": 10.0}
 RETRY_STORAGE_S = 5.0
+_LOOKS = frozenset({"poll", "lease", "observe", "renew"})
+# A single round waits this long at most for the last events of a job that has ended.
+SETTLE_WITHIN_S = 5.0
 # How long the loop sleeps at most before it looks whether it is to stop.
 _SLICE_S = 1.0
+# What hangs longer than this when we leave is settled by the next start.
+LEAVE_WITHIN_S = 5.0
 
 
 class StopSignal(Protocol):
@@ -90,6 +96,7 @@ class Daemon:
         self._mode = "loop"
         self._grounds: Grounds | None = None
         self._round: Round | None = None
+        self._index_lost = False
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         effects.notify(self.wake)
 
@@ -105,6 +112,9 @@ class Daemon:
                     return TickOutcome(wait, changed=False)
             assert self._round is not None
             return self._round.go()
+        except sqlite3.Error as error:
+            self._drop_index(error)
+            return TickOutcome(0.0, changed=True)
         except StorageUnavailable as error:
             log.warning("A file system refuses; trying again. error=%s", error)
             if self._round is not None:
@@ -139,7 +149,7 @@ class Daemon:
                     continue
                 elif in_flight:
                     self._sleep(min(left, _SLICE_S))
-                elif not self._round.is_settling(outcome):
+                elif not self._round.is_settling():
                     break
                 else:
                     self._sleep(min(left, outcome.next_in_s))
@@ -154,14 +164,21 @@ class Daemon:
 
     def close(self) -> None:
         """Leave cleanly: logs committed and closed, status published, lease released."""
-        driving, self._round = self._round, None
+        if self._round is not None:
+            self._await_effects(self._round)
+            self._round.leave()
+            self._round = None
         self._ports.effects.close()
-        if driving is not None:
-            driving.leave()
         for fd in (self._wake_reader, self._wake_writer):
             with contextlib.suppress(OSError):
                 os.close(fd)
         self._wake_reader = self._wake_writer = -1
+
+    def _await_effects(self, driving: Round) -> None:
+        """Let what is under way come back: its outcome is worth a few seconds of leaving."""
+        until = self._clock.monotonic() + LEAVE_WITHIN_S
+        while driving.take_effects() and (left := until - self._clock.monotonic()) > 0:
+            self._sleep(min(left, _SLICE_S))
 
     def _open(self) -> float:
         """Take the spool in hand; seconds to wait for the lease, 0.0 when it is done."""
@@ -171,9 +188,22 @@ class Daemon:
         if wait > 0:
             log.info("Wait for the lease of %s. seconds=%.0f", self._ports.site.spool, wait)
             return wait
-        desk = take_in_hand(self._ports, self._grounds, self._rng)
+        # Whatever an abandoned round had begun is settled by looking; its answers come to nobody.
+        self._ports.effects.finished()
+        if self._ports.effects.unfinished():
+            return _SLICE_S
+        desk = take_in_hand(self._ports, self._grounds, self._rng, rebuild=self._index_lost)
+        self._index_lost = False
         self._round = Round(desk, self._plan, mode=self._mode, started=self._started)
         return 0.0
+
+    def _drop_index(self, error: sqlite3.Error) -> None:
+        """The index is damaged: close everything over it and build it anew from the logs."""
+        log.error("The index is damaged and is rebuilt from the logs. error=%s", error)
+        self._index_lost = True
+        driving, self._round = self._round, None
+        if driving is not None:
+            driving.abandon()
 
     def _sleep(self, seconds: float) -> bool:
         """Sleep until woken; True if something woke us."""
@@ -244,9 +274,15 @@ class Round:
         with contextlib.suppress(StorageUnavailable):
             self._publish_if_due()
 
-    def is_settling(self, outcome: TickOutcome) -> bool:
-        """Whether a single round should wait a moment more for what it has begun."""
-        return self._watch.is_settling() and outcome.next_in_s <= 5.0
+    def take_effects(self) -> bool:
+        """Take what has come back; whether more is under way."""
+        self._take_effects()
+        return self._desk.effects.unfinished() > 0
+
+    def is_settling(self) -> bool:
+        """Whether a single round should wait a moment more for the last words of a job."""
+        left = self._watch.settles_in()
+        return left is not None and left <= SETTLE_WITHIN_S
 
     def events_fileno(self) -> int | None:
         """Readable when an event log may have grown."""
@@ -260,7 +296,6 @@ class Round:
         """Commit, close and release; what cannot be written now is settled by the next start."""
         desk = self._desk
         try:
-            self._take_effects()
             desk.journal.commit()
             self._publish("stopped")
             desk.journal.close()
@@ -272,11 +307,23 @@ class Round:
             desk.events.close()
             desk.store.close()
 
+    def abandon(self) -> None:
+        """Close the logs without looking at the index, which is to be rebuilt from them."""
+        desk = self._desk
+        try:
+            desk.journal.close_logs()
+        except StorageUnavailable as error:
+            log.warning("Could not close the logs. reason=%s", error)
+        desk.events.close()
+        with contextlib.suppress(sqlite3.Error):
+            desk.store.close()
+
     def _take_effects(self) -> bool:
         ended = self._desk.effects.finished()
         for finished in ended:
             self._take(finished)
-        return bool(ended)
+        # A look that found nothing new is no change.
+        return any(finished.name not in _LOOKS for finished in ended)
 
     def _take(self, finished: Finished) -> None:
         kind = finished.name.partition(":")[0]

@@ -45,6 +45,8 @@ class TakeEvents:
             self._polled.extend(desk.events.poll(self._watched()))
         elif not self._polling and (desk.events.due_in() or 0.0) <= 0.0:
             tags = self._watched()
+            if not tags:
+                return False
             self._polling = True
             desk.effects.start("poll", lambda: desk.events.poll(tags), lane="files")
         polled, self._polled = self._polled, []

@@ -17,7 +17,7 @@ DAY_S = 86400.0
 # Durations are learned from this many of the newest successes of all tasks.
 LEARNED_FROM = 500
 # A resumed attempt is expected to need at least this share of a whole one.
-LEAST_LEFT = 0.1
+LEAST_LEFT = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +119,7 @@ def _waiting(desk: Desk, live: LiveAttempt, outlook: Outlook) -> WaitingAttempt:
         priority=live.priority,
         waiting_s=max(0.0, desk.clock.now() - (since or live.since)),
         limit_s=payload.time_limit_s,
+        grace_s=payload.warn_s + payload.kill_s,
         handed_back_by=live.returned_by,
     )
 
@@ -135,6 +136,7 @@ def _typical(desk: Desk, outlook: Outlook) -> WaitingAttempt | None:
         expected_s=expected_s(payload, task, outlook.durations),
         checkpointable=payload.checkpoint is not None,
         limit_s=payload.time_limit_s,
+        grace_s=payload.warn_s + payload.kill_s,
     )
 
 

@@ -77,6 +77,16 @@ class Journal:
         self.commit()
         self._ledger.close()
 
+    def close_logs(self) -> None:
+        """Make durable and close what was written, leaving the index as it is.
+
+        Raises:
+            StorageUnavailable: some of it could not be written.
+        """
+        self._orders.close()
+        self._ledger.commit()
+        self._ledger.close()
+
     @contextlib.contextmanager
     def _reread_on_failure(self) -> Iterator[None]:
         try:

@@ -73,13 +73,20 @@ def prepare(ports: Ports, rng: random.Random) -> Grounds:
     return Grounds(spool=spool, spool_id=spool_id, state_id=state_id, lease=lease)
 
 
-def take_in_hand(ports: Ports, grounds: Grounds, rng: random.Random) -> Desk:
-    """Open everything under a lease that is held. Raises StorageUnavailable."""
+def take_in_hand(
+    ports: Ports, grounds: Grounds, rng: random.Random, *, rebuild: bool = False
+) -> Desk:
+    """Open everything under a lease that is held; ``rebuild`` drops the index first.
+
+    Raises:
+        StorageUnavailable: state directory, spool or the index's disk refuses.
+    """
     files, site, clock = ports.files, ports.site, ports.clock
     spool, epoch = grounds.spool, grounds.lease.epoch
     by = grounds.lease.holder
     sources = recover.Sources(files, spool, site.state_dir)
-    store = recover.open_store(sources, site.index, grounds.spool_id)
+    open_store = recover.rebuild if rebuild else recover.open_store
+    store = open_store(sources, site.index, grounds.spool_id)
     orders = OrderLogs(files, spool, clock, epoch=epoch, spool_id=grounds.spool_id, by=by)
     ledger = open_ledger(
         files,

@@ -101,7 +101,8 @@ def look_again(unseen: Unseen | None, now: float, apart_s: float) -> Unseen:
     """Count a look that did not show it; looks closer together than ``apart_s`` are one."""
     if unseen is None:
         return Unseen(now, 1, now)
-    if now - unseen.last < apart_s:
+    # A clock that was set back must not stop the count.
+    if 0.0 <= now - unseen.last < apart_s:
         return unseen
     return replace(unseen, looks=unseen.looks + 1, last=now)
 

@@ -38,9 +38,7 @@ class WatchBatch:
         self.duds = Backoff(desk.rng, base_s=budgets.query_interval_s, ceiling_s=3600.0)
         self._observed_at = float("-inf")
         self._in_flight = False
-        self._unseen: dict[Tag, Unseen] = {}
         self._doubtful: set[Tag] = set()
-        self._ending: dict[Tag, tuple[Gone, float]] = {}
         self._kind = "local" if desk.is_local else "shared"
         self._wanted = False
 
@@ -54,9 +52,12 @@ class WatchBatch:
         age = self._desk.clock.monotonic() - self._observed_at
         return age < 3 * self._desk.site.budgets.query_interval_s
 
-    def is_settling(self) -> bool:
-        """Whether the end of a job is known and only its last events are waited for."""
-        return bool(self._ending)
+    def settles_in(self) -> float | None:
+        """Seconds until the first job that is on its way out counts as ended; None without one."""
+        said = [row.end_said_at or 0.0 for row in self._ending()]
+        if not said:
+            return None
+        return max(0.05, min(said) + EVENTS_GRACE_S[self._kind] - self._desk.clock.now())
 
     def take(self, finished: Finished) -> None:
         self._in_flight = False
@@ -80,10 +81,9 @@ class WatchBatch:
 
     def due_in(self) -> float | None:
         now = self._desk.clock.monotonic()
-        if self._ending:
-            grace = EVENTS_GRACE_S[self._kind]
-            first = min(since for _, since in self._ending.values())
-            return max(0.0, first + grace - now)
+        settles = self.settles_in()
+        if settles is not None:
+            return settles
         if self._in_flight or not self._has_reason():
             return None
         return max(self._due_in(now), self._interval_left(now), 0.05)
@@ -136,8 +136,7 @@ class WatchBatch:
 
     def _observed(self, observation: Observation) -> None:
         desk = self._desk
-        now = desk.clock.monotonic()
-        self._observed_at = now
+        self._observed_at = desk.clock.monotonic()
         rows = desk.store.allocations.not_ended()
         known = [self._known(row) for row in rows]
         if reconcile.is_suspiciously_empty(known, observation.jobs):
@@ -148,37 +147,55 @@ class WatchBatch:
         prefix = tag_prefix(desk.spool_id)
         ours = frozenset(job.name for job in observation.jobs if job.name.startswith(prefix))
         desk.other_jobs = reconcile.count_others(observation.jobs, ours)
-        for item in known:
-            self._reconcile(item, observation.jobs, now)
+        for row, item in zip(rows, known, strict=True):
+            self._reconcile(row, item, observation.jobs)
         desk.plan_wanted = True
 
-    def _reconcile(self, known: Known, jobs: tuple[ObservedJob, ...], now: float) -> None:
+    def _reconcile(self, row: AllocationRow, known: Known, jobs: tuple[ObservedJob, ...]) -> None:
         job = reconcile.find_job(known, jobs)
-        finding: Finding | None
         if job is not None:
-            self._unseen.pop(known.tag, None)
-            finding = reconcile.judge_listed(known, job)
-        else:
-            apart = self._desk.site.budgets.query_interval_s * 0.9
-            unseen = reconcile.look_again(self._unseen.get(known.tag), now, apart)
-            self._unseen[known.tag] = unseen
-            finding = reconcile.judge_unlisted(known, unseen, now, self._grace_s())
-        self._follow(known, finding, now)
+            self._follow(known, reconcile.judge_listed(known, job))
+        elif row.state is not AllocationState.PLANNED and not known.in_hand:
+            unseen = self._count_unseen(row)
+            now = self._desk.clock.now()
+            self._follow(known, reconcile.judge_unlisted(known, unseen, now, self._grace_s()))
 
-    def _follow(self, known: Known, finding: Finding | None, now: float) -> None:
+    def _count_unseen(self, row: AllocationRow) -> Unseen:
+        """Looks are counted in the ledger: a run from cron sees one of them only."""
+        before = None
+        if row.unseen_since is not None and row.unseen_last is not None:
+            before = Unseen(row.unseen_since, row.unseen, row.unseen_last)
+        apart = self._desk.site.budgets.query_interval_s * 0.9
+        unseen = reconcile.look_again(before, self._desk.clock.now(), apart)
+        if unseen != before:
+            self._desk.journal.record("unseen", {"tag": row.tag})
+        return unseen
+
+    def _follow(self, known: Known, finding: Finding | None) -> None:
         journal = self._desk.journal
         if isinstance(finding, Listed):
             self._record_listed(known, finding)
         elif isinstance(finding, Gone):
-            self._ending.setdefault(finding.tag, (finding, now))
+            self._record_ending(finding)
         elif isinstance(finding, Absent):
             log.warning("A submission never arrived. tag=%s", finding.tag)
             journal.record("submit_failed", {"tag": finding.tag, "reason": "it never arrived"})
+            self._desk.orders.forget(finding.tag)
             self._forget(finding.tag)
         elif isinstance(finding, Doubtful):
             self._record_unknown(known)
             if self._desk.batch.capabilities.accounting:
                 self._doubtful.add(finding.tag)
+
+    def _record_ending(self, gone: Gone) -> None:
+        if self._desk.store.allocations.get(gone.tag).end_witness is None:
+            fields = {
+                "tag": gone.tag,
+                "witness": gone.witness,
+                "reason": gone.reason,
+                "blame": gone.blame.value,
+            }
+            self._desk.journal.record("ending", fields)
 
     def _record_listed(self, known: Known, finding: Listed) -> None:
         journal = self._desk.journal
@@ -205,7 +222,6 @@ class WatchBatch:
             self._desk.journal.record("observed", fields)
 
     def _accounted(self, answers: tuple[ObservedJob, ...]) -> None:
-        now = self._desk.clock.monotonic()
         self.breaker.answered()
         for row in self._desk.store.allocations.not_ended():
             known = self._known(row)
@@ -213,29 +229,28 @@ class WatchBatch:
             if job is None:
                 continue
             if job.state is JobState.ENDED:
-                finding: Finding | None = reconcile.gone(known, job, "accounting")
+                self._follow(known, reconcile.gone(known, job, "accounting"))
             else:
-                self._unseen.pop(row.tag, None)
-                finding = reconcile.judge_listed(known, job)
-            self._follow(known, finding, now)
+                self._follow(known, reconcile.judge_listed(known, job))
+
+    def _ending(self) -> list[AllocationRow]:
+        rows = self._desk.store.allocations.not_ended()
+        return [row for row in rows if row.end_witness is not None]
 
     def _finish_ending(self) -> bool:
-        done = False
-        for tag, (gone, since) in list(self._ending.items()):
-            row = self._desk.store.allocations.get(tag)
-            if row.state is AllocationState.ENDED:
-                self._forget(tag)
-            elif self._has_said_all(row, since):
-                self._end(row, gone)
-                done = True
-        return done
+        ready = [row for row in self._ending() if self._has_said_all(row)]
+        for row in ready:
+            self._end(row)
+        return bool(ready)
 
-    def _has_said_all(self, row: AllocationRow, since: float) -> bool:
+    def _has_said_all(self, row: AllocationRow) -> bool:
         if row.runner == "ended" and not self._misses_events(row.tag):
             return True
         never_ran = not row.runner and row.started_at is None
         grace = 0.0 if never_ran else EVENTS_GRACE_S[self._kind]
-        return self._desk.clock.monotonic() - since >= grace
+        waited = self._desk.clock.now() - (row.end_said_at or 0.0)
+        # A clock that was set back must not make us wait for it.
+        return waited >= grace or waited < 0
 
     def _misses_events(self, tag: Tag) -> bool:
         prefix = f"allocations/{tag}/"
@@ -244,31 +259,31 @@ class WatchBatch:
             for name, _ in self._desk.store.positions.incomplete()
         )
 
-    def _end(self, row: AllocationRow, gone: Gone) -> None:
+    def _end(self, row: AllocationRow) -> None:
         said_all = row.runner == "ended"
         self._desk.journal.record(
             "allocation_ended",
             {
                 "tag": row.tag,
-                "witness": gone.witness,
-                "reason": gone.reason,
-                "blame": gone.blame.value,
+                "witness": row.end_witness,
+                "reason": row.end_reason,
+                "blame": row.end_blame,
                 "returns": said_all,
             },
         )
         self._desk.orders.forget(row.tag)
         self._forget(row.tag)
-        self._weigh(row, gone)
+        self._weigh(row)
         self._desk.plan_wanted = True
         log.info(
             "Allocation has ended. tag=%s job=%s witness=%s reason=%s",
             row.tag,
             row.job_id,
-            gone.witness,
-            gone.reason,
+            row.end_witness,
+            row.end_reason,
         )
 
-    def _weigh(self, row: AllocationRow, gone: Gone) -> None:
+    def _weigh(self, row: AllocationRow) -> None:
         """Allocations that end before their runner speaks must not be followed by more at once."""
         desk = self._desk
         if row.runner:
@@ -276,13 +291,11 @@ class WatchBatch:
             desk.problems.clear("runner")
         elif row.cancel == 0:
             self.duds.failed(desk.clock.monotonic())
-            what = f"allocation {row.tag} ended before its runner started: {gone.reason}"
+            what = f"allocation {row.tag} ended before its runner started: {row.end_reason}"
             cure = f"look at {desk.spool.allocation(row.tag).output}"
             desk.problems.report("runner", what, cure)
 
     def _forget(self, tag: Tag) -> None:
-        self._unseen.pop(tag, None)
-        self._ending.pop(tag, None)
         self._doubtful.discard(tag)
         self._desk.heard.pop(tag, None)
 

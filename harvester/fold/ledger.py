@@ -20,6 +20,8 @@ from payload_runner.logfile import Record
 from payload_runner.protocol import from_fields
 
 log = logging.getLogger(__name__)
+# A job that is listed again is neither missing nor on its way out.
+_SEEN = {"unseen": 0, "unseen_since": None, "unseen_last": None, "end_witness": None}
 Fields = dict[str, Any]  # a record's own keys, written by ``daemon``; JSON
 
 
@@ -88,7 +90,7 @@ def _submit_intent(store: Store, at: float, fields: Fields) -> None:
 
 def _submitted(store: Store, at: float, fields: Fields) -> None:
     tag = Tag(fields["tag"])
-    columns = {"job_id": fields["job_id"], "submitted_at": at}
+    columns = {"job_id": fields["job_id"], "submitted_at": at, **_SEEN}
     store.allocations.change(tag, columns)
     if store.allocations.state(tag) is AllocationState.SUBMITTING:
         why = f"job {fields['job_id']}"
@@ -102,10 +104,25 @@ def _submit_failed(store: Store, at: float, fields: Fields) -> None:
 def _observed(store: Store, at: float, fields: Fields) -> None:
     tag, state = Tag(fields["tag"]), AllocationState(fields["state"])
     columns: Fields = {"reason": fields.get("reason") or None}
+    if state is not AllocationState.UNKNOWN:
+        columns.update(_SEEN)
     if state is AllocationState.RUNNING and store.allocations.get(tag).started_at is None:
         columns["started_at"] = at
     why = fields.get("reason") or "the batch system says so"
     store.allocations.step(tag, state, at, why, columns)
+
+
+def _unseen(store: Store, at: float, fields: Fields) -> None:
+    tag = Tag(fields["tag"])
+    row = store.allocations.get(tag)
+    since = at if row.unseen_since is None else row.unseen_since
+    columns = {"unseen": row.unseen + 1, "unseen_since": since, "unseen_last": at}
+    store.allocations.change(tag, columns)
+
+
+def _ending(store: Store, at: float, fields: Fields) -> None:
+    columns = {f"end_{name}": fields[name] for name in ("witness", "reason", "blame")}
+    store.allocations.change(Tag(fields["tag"]), {**columns, "end_said_at": at})
 
 
 def _cancel_intent(store: Store, at: float, fields: Fields) -> None:
@@ -230,6 +247,8 @@ _APPLY: dict[str, Callable[[Store, float, Fields], None]] = {
     "submitted": _submitted,
     "submit_failed": _submit_failed,
     "observed": _observed,
+    "unseen": _unseen,
+    "ending": _ending,
     "cancel_intent": _cancel_intent,
     "cancelled": _cancelled,
     "allocation_ended": _end_allocation,

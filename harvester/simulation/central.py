@@ -122,6 +122,10 @@ class SimulatedCentral:
 
     # --- what tests ask ---
 
+    def add_input(self, sha256: str, content: bytes) -> None:
+        """Have one more input file to give out."""
+        self._inputs[sha256] = content
+
     @property
     def unsettled(self) -> int:
         """Points without an outcome."""

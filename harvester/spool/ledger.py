@@ -7,7 +7,8 @@ One file per epoch in the state directory. Kinds, with ``*`` for an intent whose
     lease_answered {key}             lease_gone {leases}     lease_stop {lease, why}
     planned {tag, queue, nodes, walltime_s, gpus_per_node, why}
     submit_intent* {tag}             submitted {tag, job_id}        submit_failed {tag, reason}
-    observed {tag, state, reason}    cancel_intent* {tags, why}     cancelled {tags}
+    observed {tag, state, reason}    unseen {tag}    ending {tag, witness, reason, blame}
+    cancel_intent* {tags, why}     cancelled {tags}
     allocation_ended {tag, witness, reason, blame, returns}
     judged {attempt, final, summary, next?}   what follows from an attempt's end
     attempt_closed {attempt, state, blame, reason}   an outcome that the harvester decided

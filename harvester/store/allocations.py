@@ -42,6 +42,13 @@ class AllocationRow:
     busy_slot_seconds: float
     closing: bool
     cancel: int
+    unseen: int
+    unseen_since: float | None
+    unseen_last: float | None
+    end_witness: str | None
+    end_reason: str | None
+    end_blame: str | None
+    end_said_at: float | None
 
 
 _COLUMNS = ", ".join(AllocationRow.__dataclass_fields__)
@@ -164,5 +171,5 @@ class Allocations:
 
 
 def _row(row: tuple[Any, ...]) -> AllocationRow:
-    values = (row[0], AllocationState(row[1]), *row[2:23], bool(row[23]), row[24])
+    values = (row[0], AllocationState(row[1]), *row[2:23], bool(row[23]), *row[24:])
     return AllocationRow(*values)

@@ -40,11 +40,13 @@ class Store:
         """The index at ``path``, or None if there is no sound one of this spool and version."""
         if not path.exists():
             return None
-        connection = _connect(path)
+        connection = None
         try:
+            connection = _connect(path)
             found = dict(connection.execute("SELECT key, value FROM meta"))
         except sqlite3.DatabaseError:  # not ours, torn, or not a database at all
-            connection.close()
+            if connection is not None:
+                connection.close()
             return None
         if found.get("version") != VERSION or found.get("spool_id") != spool_id:
             connection.close()
@@ -126,10 +128,16 @@ class Store:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-    connection.row_factory = None
-    # NORMAL may lose the last transactions at a power cut: they are read again from the logs.
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA cache_size = -4096")
-    connection.execute("PRAGMA temp_store = MEMORY")
+    try:
+        # NORMAL may lose the last transactions at a power cut: they are read again from the logs.
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            "cache_size = -4096",
+            "temp_store = MEMORY",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection

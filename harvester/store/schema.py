@@ -111,7 +111,14 @@ CREATE TABLE allocations (
     slot_seconds REAL NOT NULL DEFAULT 0,
     busy_slot_seconds REAL NOT NULL DEFAULT 0,
     closing INTEGER NOT NULL DEFAULT 0,
-    cancel INTEGER NOT NULL DEFAULT 0 -- 0 no, 1 intended, 2 done
+    cancel INTEGER NOT NULL DEFAULT 0, -- 0 no, 1 intended, 2 done
+    unseen INTEGER NOT NULL DEFAULT 0, -- looks at the batch system that did not list it
+    unseen_since REAL,
+    unseen_last REAL,
+    end_witness TEXT,                -- who says that it has ended; its last events may still come
+    end_reason TEXT,
+    end_blame TEXT,
+    end_said_at REAL
 ) WITHOUT ROWID;
 CREATE INDEX live_allocations ON allocations (tag) WHERE state != 'ended';
 
