@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harvester.daemon.desk import Desk
 from harvester.model import AllocationState, AttemptId, AttemptState, PayloadSpec, Tag, TaskId
+from harvester.planning.estimates import DurationEstimate, estimate_duration
 from harvester.planning.facts import AllocationFacts, PlanInput, WaitingAttempt
 from harvester.store.allocations import AllocationRow
 from harvester.store.attempts import LiveAttempt
+
+Durations = Mapping[TaskId, DurationEstimate]
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
@@ -27,13 +30,13 @@ class Outlook:
     unleased: int
     nothing_more: bool
     may_submit: bool
-    durations: dict[TaskId, float]
+    durations: Durations
 
 
-def learned_durations(desk: Desk) -> dict[TaskId, float]:
-    """Task -> median duration of its newest successes, in seconds."""
+def learned_durations(desk: Desk) -> Durations:
+    """What the newest successes of each task tell of its durations."""
     samples = desk.store.attempts.durations(LEARNED_FROM)
-    return {task: statistics.median(values) for task, values in samples.items()}
+    return {task: estimate_duration(values) for task, values in samples.items()}
 
 
 def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
@@ -100,11 +103,18 @@ def remaining_s(desk: Desk, row: AllocationRow) -> float | None:
 
 
 def expected_s(
-    payload: PayloadSpec, task: TaskId, durations: dict[TaskId, float], done_s: float = 0.0
+    payload: PayloadSpec, task: TaskId, durations: Durations, done_s: float = 0.0
 ) -> float | None:
     """What is left of the learned or declared duration after ``done_s``; None: nobody knows."""
-    whole = durations.get(task, payload.expected_s)
+    learned = durations.get(task)
+    whole = payload.expected_s if learned is None else learned.median_s
     return None if whole is None else max(whole - done_s, LEAST_LEFT * whole)
+
+
+def high_s(task: TaskId, durations: Durations, done_s: float = 0.0) -> float | None:
+    """What nine in ten attempts stay below after ``done_s``; None: nothing was learned."""
+    learned = durations.get(task)
+    return None if learned is None else max(learned.high_s - done_s, LEAST_LEFT * learned.high_s)
 
 
 def _waiting(desk: Desk, live: LiveAttempt, outlook: Outlook) -> WaitingAttempt:
@@ -119,6 +129,8 @@ def _waiting(desk: Desk, live: LiveAttempt, outlook: Outlook) -> WaitingAttempt:
         priority=live.priority,
         waiting_s=max(0.0, desk.clock.now() - (since or live.since)),
         limit_s=payload.time_limit_s,
+        high_s=high_s(live.task, outlook.durations, live.done_s),
+        cut_s=live.cut_s,
         grace_s=payload.warn_s + payload.kill_s,
         handed_back_by=live.returned_by,
     )
@@ -136,6 +148,7 @@ def _typical(desk: Desk, outlook: Outlook) -> WaitingAttempt | None:
         expected_s=expected_s(payload, task, outlook.durations),
         checkpointable=payload.checkpoint is not None,
         limit_s=payload.time_limit_s,
+        high_s=high_s(task, outlook.durations),
         grace_s=payload.warn_s + payload.kill_s,
     )
 

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Iterable
 
 from harvester.daemon.desk import Desk
-from harvester.daemon.facts import Outlook, expected_s, gather_facts, learned_durations
+from harvester.daemon.facts import Durations, Outlook, expected_s, gather_facts, learned_durations
 from harvester.daemon.inputs import FetchInputs
 from harvester.daemon.points import LeasePoints
 from harvester.daemon.submit import Submit
 from harvester.effects import Finished
-from harvester.model import Attempt, AttemptId, AttemptState, PayloadSpec, Tag, TaskId
+from harvester.model import Attempt, AttemptId, AttemptState, PayloadSpec, Tag
 from harvester.planning.facts import Plan, PlanInput
 from payload_runner.logfile import RecordTooLarge
 from payload_runner.protocol import Order
@@ -46,7 +46,7 @@ class MakePlan:
         self._kind = "local" if desk.is_local else "shared"
         self._planned_at = float("-inf")
         self._idle = False
-        self._durations: dict[TaskId, float] = {}
+        self._durations: Durations = {}
         self.plan = Plan()
 
     def take(self, finished: Finished) -> None:
@@ -125,7 +125,7 @@ class MakePlan:
         return closed
 
 
-def order_of(desk: Desk, attempt: Attempt, durations: dict[TaskId, float]) -> Order:
+def order_of(desk: Desk, attempt: Attempt, durations: Durations) -> Order:
     """The order for an attempt."""
     lease = desk.store.leases.get(attempt.lease)
     payload = desk.store.leases.payload(lease.payload_id)

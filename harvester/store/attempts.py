@@ -24,6 +24,10 @@ _DONE = (
     "(SELECT coalesce(sum(b.duration_s), 0.0) FROM attempts b"
     " WHERE b.lease = a.lease AND b.progress = 1 AND b.attempt != a.attempt)"
 )
+_CUT = (
+    "(SELECT coalesce(max(b.duration_s), 0.0) FROM attempts b"
+    " WHERE b.lease = a.lease AND b.blame = 'walltime' AND b.progress = 0)"
+)
 _COUNTED = ("leased", "ordered", "running", "ended", "delivered")
 _LIVE = "state IN ('leased', 'ordered', 'running')"
 
@@ -41,6 +45,7 @@ class LiveAttempt:
     payload_id: str
     priority: int
     done_s: float  # run time of its predecessors that its checkpoint has saved
+    cut_s: float  # the longest run of its lease that walltime cut off and that saved nothing
     returned_by: tuple[Tag, ...]  # allocations that would not start it
 
 
@@ -243,7 +248,8 @@ class Attempts:
         """All leased, ordered and running attempts that are wanted, oldest first."""
         rows = self._connection.execute(
             "SELECT a.attempt, a.task, a.state, a.since, a.started_at, a.tag, l.payload_id,"
-            f" l.priority, CASE WHEN a.checkpoint IS NULL THEN 0.0 ELSE {_DONE} END, a.returned_by"
+            f" l.priority, CASE WHEN a.checkpoint IS NULL THEN 0.0 ELSE {_DONE} END,"
+            f" CASE WHEN a.number = 1 THEN 0.0 ELSE {_CUT} END, a.returned_by"
             " FROM attempts a JOIN leases l ON l.lease = a.lease"
             " WHERE a.state IN ('leased', 'ordered', 'running') AND a.unwanted IS NULL"
             " ORDER BY a.since, a.attempt"
@@ -337,8 +343,8 @@ class Attempts:
 
 
 def _live(row: tuple[Any, ...]) -> LiveAttempt:
-    returned_by = tuple(row[9].split(",")) if row[9] else ()
-    return LiveAttempt(*(row[0], row[1], AttemptState(row[2]), *row[3:9], returned_by))
+    returned_by = tuple(row[10].split(",")) if row[10] else ()
+    return LiveAttempt(*(row[0], row[1], AttemptState(row[2]), *row[3:10], returned_by))
 
 
 def _attempt(row: tuple[Any, ...]) -> Attempt:
