@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from harvester.batch.port import JobEnd, JobState
 from harvester.daemon import Daemon
 from harvester.model import JobId
 from harvester.simulation.world import World
-from tests.simulation.reference import POINTS, check_books, reference_scenario
+from tests.simulation.reference import POINTS, SPEC, check_books, reference_scenario
 
 DAY_S = 86_400.0
 
@@ -109,3 +110,23 @@ def test_a_preempted_job_starts_anew_and_loses_only_time(tmp_path: Path) -> None
         world.cluster.requeue(name)
     world.run(daemon, world.is_over, limit_s=DAY_S)
     check_books(world)
+
+
+def test_payloads_that_save_nothing_are_given_the_time_that_they_need(tmp_path: Path) -> None:
+    """Lengths vary widely and nobody declared one; each hopeless start would cost a whole run."""
+    scenario = reference_scenario(tmp_path / "index", payload=replace(SPEC, checkpoint=None))
+    world = World(scenario)
+    world.run(world.daemon(), world.is_over, limit_s=DAY_S)
+    check_books(world)
+    cut = sum(result.state == "timed_out" for result in world.central.books.results.values())
+    assert cut <= POINTS // 10
+
+
+def test_a_search_that_hands_out_few_points_at_a_time_keeps_its_allocations(
+    tmp_path: Path,
+) -> None:
+    world = World(reference_scenario(tmp_path / "index", parallel=4))
+    world.run(world.daemon(), world.is_over, limit_s=DAY_S)
+    check_books(world)
+    # 40 points of 10 minutes, 4 at a time, are 100 minutes: 3 allocations of 40, and the tail.
+    assert len(world.cluster.jobs) <= 6
