@@ -42,6 +42,8 @@ PUBLISH_AT_LEAST_S = 30.0
 STOP_LOOK_S = {"local": 1.0, "shared": 10.0}
 RETRY_STORAGE_S = 5.0
 _LOOKS = frozenset({"poll", "lease", "observe", "renew"})
+# What a single round would do this soon belongs to it.
+AT_ONCE_S = 0.1
 # A single round waits this long at most for the last events of a job that has ended.
 SETTLE_WITHIN_S = 5.0
 # How long the loop sleeps at most before it looks whether it is to stop.
@@ -143,13 +145,11 @@ class Daemon:
                     break
                 outcome = self.tick()
                 in_flight = self._ports.effects.unfinished()
-                if self._round is None:
-                    self._sleep(min(left, outcome.next_in_s))
-                elif outcome.changed:
+                if outcome.changed:
                     continue
-                elif in_flight:
+                if in_flight and outcome.next_in_s > AT_ONCE_S:
                     self._sleep(min(left, _SLICE_S))
-                elif not self._round.is_settling():
+                elif self._is_round_over(outcome):
                     break
                 else:
                     self._sleep(min(left, outcome.next_in_s))
@@ -174,6 +174,12 @@ class Daemon:
                 os.close(fd)
         self._wake_reader = self._wake_writer = -1
 
+    def _is_round_over(self, outcome: TickOutcome) -> bool:
+        """Whether nothing is left that a single round should stay for."""
+        if self._round is None or outcome.next_in_s <= AT_ONCE_S:
+            return False
+        return not self._round.is_settling()
+
     def _await_effects(self, driving: Round) -> None:
         """Let what is under way come back: its outcome is worth a few seconds of leaving."""
         until = self._clock.monotonic() + LEAVE_WITHIN_S
@@ -192,7 +198,13 @@ class Daemon:
         self._ports.effects.finished()
         if self._ports.effects.unfinished():
             return _SLICE_S
-        desk = take_in_hand(self._ports, self._grounds, self._rng, rebuild=self._index_lost)
+        desk = take_in_hand(
+            self._ports,
+            self._grounds,
+            self._rng,
+            single_round=self._mode == "once",
+            rebuild=self._index_lost,
+        )
         self._index_lost = False
         self._round = Round(desk, self._plan, mode=self._mode, started=self._started)
         return 0.0

@@ -53,6 +53,7 @@ class Desk:
     orders: OrderLogs
     events: EventLogs
     problems: Problems
+    single_round: bool = False  # the next one comes minutes later, from cron
     stopping: bool = False  # the STOP file lies in the spool
     inputs_wanted: bool = True  # payloads may name files that are not here yet
     plan_wanted: bool = True  # something changed that a plan may depend on

@@ -66,6 +66,7 @@ def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
         typical=_typical(desk, outlook),
         other_jobs=desk.other_jobs,
         submissions_left=submissions_left(desk) if outlook.may_submit else 0,
+        walltime_step_s=desk.batch.capabilities.walltime_step_s,
         node_hours_left=_node_hours_left(desk),
         stopping=desk.stopping,
     )
@@ -81,17 +82,21 @@ def submissions_left(desk: Desk) -> int:
 
 def is_accepting(desk: Desk, row: AllocationRow) -> bool:
     """Whether the allocation's runner takes orders of this epoch."""
+    if row.closing or not desk.orders.is_open(row.tag):
+        return False
+    if _is_ordered_ahead(desk, row):
+        return True
     return (
         row.runner == "up"
         and row.state in (AllocationState.RUNNING, AllocationState.UNKNOWN)
-        and not row.closing
         and row.epoch_seen in (0, desk.lease.epoch)
-        and desk.orders.is_open(row.tag)
     )
 
 
 def remaining_s(desk: Desk, row: AllocationRow) -> float | None:
     """Seconds until the allocation's drain point, None while it has not started."""
+    if _is_ordered_ahead(desk, row):
+        return max(0.0, row.walltime_s - desk.site.runner.drain_margin_s)
     if row.remaining_s is None or row.heartbeat_at is None:
         return None
     heard = desk.heard.get(row.tag)
@@ -100,6 +105,12 @@ def remaining_s(desk: Desk, row: AllocationRow) -> float | None:
     # After a restart, until the next heartbeat: by wall clocks, which may differ between hosts.
     since = max(0.0, desk.clock.now() - row.heartbeat_at)
     return max(0.0, min(row.remaining_s, row.walltime_s) - since)
+
+
+def _is_ordered_ahead(desk: Desk, row: AllocationRow) -> bool:
+    """From cron, orders wait in the log for the job: it would idle until the round after."""
+    waits = row.state in (AllocationState.QUEUED, AllocationState.HELD)
+    return desk.single_round and waits and not row.runner
 
 
 def expected_s(

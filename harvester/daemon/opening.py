@@ -74,7 +74,12 @@ def prepare(ports: Ports, rng: random.Random) -> Grounds:
 
 
 def take_in_hand(
-    ports: Ports, grounds: Grounds, rng: random.Random, *, rebuild: bool = False
+    ports: Ports,
+    grounds: Grounds,
+    rng: random.Random,
+    *,
+    single_round: bool = False,
+    rebuild: bool = False,
 ) -> Desk:
     """Open everything under a lease that is held; ``rebuild`` drops the index first.
 
@@ -115,6 +120,7 @@ def take_in_hand(
         orders=orders,
         events=_event_logs(ports, spool, store),
         problems=Problems(clock),
+        single_round=single_round,
     )
     desk.journal.commit()
     _open_order_logs(desk)

@@ -74,7 +74,7 @@ class MakePlan:
     def _left(self) -> float:
         pause = REPLAN_IDLE_S if self._idle else REPLAN_S[self._kind]
         if self._desk.plan_wanted:
-            pause = PLAN_APART_S[self._kind]
+            pause = 0.0 if self._desk.single_round else PLAN_APART_S[self._kind]
         return self._planned_at + pause - self._desk.clock.monotonic()
 
     def _outlook(self) -> Outlook:

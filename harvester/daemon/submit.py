@@ -21,6 +21,9 @@ from payload_runner.protocol import AllocationPlan, dump_json
 
 log = logging.getLogger(__name__)
 
+# Rounds from cron are minutes apart: a runner that left between two would leave its nodes unused.
+CRON_IDLE_S = 900.0
+
 
 class Submit:
     """Everything of an allocation is on disk, and the intent in the ledger, before the command."""
@@ -211,7 +214,7 @@ def allocation_plan(desk: Desk, row: AllocationRow) -> AllocationPlan:
         node_local_dir=runner.node_local_dir,
         keep_workdirs=runner.keep_workdirs,
         drain_margin_s=runner.drain_margin_s,
-        idle_exit_s=runner.idle_exit_s,
+        idle_exit_s=max(runner.idle_exit_s, CRON_IDLE_S if desk.single_round else 0.0),
         container_runtime=site.container_runtime,
         image_dir=site.image_dir,
         environment=runner.environment,

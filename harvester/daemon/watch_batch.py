@@ -23,6 +23,7 @@ EVENTS_GRACE_S = {"local": 2.0, "shared": 45.0}
 # Without accounting, a job that is not listed for this many query intervals has ended.
 GRACE_INTERVALS = 5.0
 GRACE_MIN_S = {"local": 10.0, "shared": 600.0}
+BUDGET_PAUSE_S = 5.0  # until looking again whether the queries of the last minute allow one
 _CURE = "see whether the scheduler's commands work here; nothing is submitted until they do"
 
 
@@ -86,6 +87,8 @@ class WatchBatch:
             return settles
         if self._in_flight or not self._has_reason():
             return None
+        if not self._may_query():
+            return BUDGET_PAUSE_S
         return max(self._due_in(now), self._interval_left(now), 0.05)
 
     def _due_in(self, now: float) -> float:
@@ -260,7 +263,8 @@ class WatchBatch:
         )
 
     def _end(self, row: AllocationRow) -> None:
-        said_all = row.runner == "ended"
+        # Neither a runner that said good-bye nor one that never was can have started them.
+        returns = row.runner == "ended" or (not row.runner and row.started_at is None)
         self._desk.journal.record(
             "allocation_ended",
             {
@@ -268,7 +272,7 @@ class WatchBatch:
                 "witness": row.end_witness,
                 "reason": row.end_reason,
                 "blame": row.end_blame,
-                "returns": said_all,
+                "returns": returns,
             },
         )
         self._desk.orders.forget(row.tag)
