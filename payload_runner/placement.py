@@ -30,14 +30,12 @@ from payload_runner.capacity import (
     too_big,
 )
 from payload_runner.protocol import NodeShape, Shape
-from payload_runner.waiting import MARGIN, Group, Request
+from payload_runner.waiting import MARGIN, USEFUL_S, Group, Request
 
 __all__ = ["Assignment", "GpuShare", "Placement", "Request", "Slot", "Step"]
 
 # Of unknown duration and without checkpoints: only while this share of the time is left.
 UNKNOWN_FRACTION = 0.25
-# What saves checkpoints may start while there is time to load one and get somewhere.
-USEFUL_S = 5.0
 # A running payload of unknown duration is expected to run as long again as it has, but at least:
 UNKNOWN_REST_S = 60.0
 BACKFILL_DEPTH = 32  # waiting payloads of one shape looked at for one that is short enough
@@ -236,11 +234,10 @@ class Placement:
     # --- private ---
 
     def _needs_s(self, request: Request) -> float:
-        if request.checkpointable:
-            return USEFUL_S
         if request.expected_s is None:
-            return self._total_s * UNKNOWN_FRACTION
-        return request.expected_s * MARGIN
+            return USEFUL_S if request.checkpointable else self._total_s * UNKNOWN_FRACTION
+        whole = request.expected_s * MARGIN
+        return min(USEFUL_S, whole) if request.checkpointable else whole
 
     def _refuse_late(self, remaining_s: float) -> List[Tuple[str, str]]:
         """The time left only shrinks, so what is too long for it now is so for good."""

@@ -9,6 +9,8 @@ from typing import List, Optional, Set, Tuple
 from payload_runner.protocol import Shape
 
 MARGIN = 1.1  # payloads take longer than expected
+# What saves checkpoints may start while there is time to load one and get somewhere.
+USEFUL_S = 5.0
 
 
 @dataclass(frozen=True)

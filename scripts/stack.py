@@ -199,7 +199,8 @@ class Stack:
         for name in names:
             path = self.logs / f"{name}.log"
             if path.exists():
-                ends.append(f"--- {path}\n" + "".join(path.open().readlines()[-15:]))
+                lines = path.read_text(errors="replace").splitlines(keepends=True)
+                ends.append(f"--- {path}\n" + "".join(lines[-15:]))
         return "\n".join(ends)
 
     def _start(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:

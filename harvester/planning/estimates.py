@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from harvester.planning.facts import WaitingAttempt
 from payload_runner.waiting import MARGIN as RUNNER_MARGIN
+from payload_runner.waiting import USEFUL_S
 
 # Of few runs the tail is not known yet: a payload may take half as long again as their median.
 MARGIN = 1.5
@@ -72,7 +73,8 @@ class Estimator:
         """
         expected = self.expected_s(attempt)
         if attempt.checkpointable:
-            return min(expected * WORTHWHILE_SHARE, WORTHWHILE_MAX_S)
+            runners = min(USEFUL_S, expected * RUNNER_MARGIN)
+            return max(min(expected * WORTHWHILE_SHARE, WORTHWHILE_MAX_S), runners)
         if attempt.expected_s is None and not attempt.cut_s:
             return expected / 2
         return _within(expected * RUNNER_MARGIN, attempt.limit_s)

@@ -59,6 +59,7 @@ class PlanInput:
         default_factory=dict
     )  # queue -> queued, running
     submissions_left: int = 0  # budget; 0 also while the breaker is open
+    walltime_step_s: float = 1.0  # the batch system rounds requests up to a multiple of this
     node_hours_left: float | None = None  # after what live allocations may still use
     stopping: bool = False  # STOP file or a drain request: submit and order nothing
 

@@ -64,6 +64,7 @@ class Limits:
     jobs_allowed: int
     per_queue: Mapping[str, int]
     node_hours: float | None
+    walltime_step_s: float = 1.0
 
     @classmethod
     def of(cls, facts: PlanInput) -> Limits:
@@ -86,6 +87,7 @@ class Limits:
             jobs_allowed=allowed,
             per_queue=room,
             node_hours=facts.node_hours_left,
+            walltime_step_s=facts.walltime_step_s,
         )
 
     def refusal(self, offer: Offer) -> str | None:
@@ -110,7 +112,12 @@ class Limits:
         """The longest walltime that offer and node-hours allow for so many nodes."""
         if self.node_hours is None:
             return offer.walltime_max_s
-        return min(offer.walltime_max_s, float(math.floor(self.node_hours * 3600 / nodes)))
+        steps = math.floor(self.node_hours * 3600 / nodes / self.walltime_step_s)
+        return min(offer.walltime_max_s, steps * self.walltime_step_s)
+
+    def granted_s(self, asked_s: float) -> float:
+        """The walltime that the batch system makes of such a request."""
+        return math.ceil(asked_s / self.walltime_step_s) * self.walltime_step_s
 
     def take(self, chosen: NewAllocation) -> Limits:
         """What is left once ``chosen`` is submitted."""

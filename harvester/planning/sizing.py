@@ -192,7 +192,7 @@ def size_allocation(
     return NewAllocation(
         queue=offer.queue.name,
         nodes=nodes,
-        walltime_s=float(min(math.ceil(asked), limits.walltime_s(offer, nodes))),
+        walltime_s=float(min(limits.granted_s(asked), limits.walltime_s(offer, nodes))),
         why=_reason(able, nodes),
     )
 

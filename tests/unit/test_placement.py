@@ -106,6 +106,12 @@ def test_what_cannot_finish_before_the_drain_point_is_refused_unless_it_saves_ch
     assert step.refuse == (("long", "needs 110 s and only 100 s are left"),)
 
 
+def test_a_short_payload_that_saves_checkpoints_starts_while_it_can_finish() -> None:
+    place = placement()
+    place.add(Request("short", ONE, expected_s=1, checkpointable=True))
+    assert started(place.step(0.0, 1.2)) == ["short"]
+
+
 def test_an_unknown_duration_starts_only_while_a_quarter_of_the_time_is_left() -> None:
     place = placement()
     place.add(Request("early", ONE))

@@ -119,6 +119,14 @@ def test_walltime_is_enough_for_the_longest_attempt_and_no_more() -> None:
     assert chosen.walltime_s == pytest.approx(1.5 * 3000 + 120, abs=2)
 
 
+def test_walltime_is_what_the_batch_system_will_make_of_it() -> None:
+    brief = facts(waiting=attempts(4, expected_s=10.0), nothing_more=True, walltime_step_s=60.0)
+    (chosen,) = plan(brief).submit
+    assert chosen.walltime_s == 180.0
+    # Less than that would be rounded up to more than the node-hours that are left.
+    assert plan(replace(brief, node_hours_left=179 / 3600)).submit == ()
+
+
 def test_walltime_leaves_room_for_the_points_that_results_will_bring() -> None:
     (chosen,) = plan(facts(waiting=attempts(4, expected_s=1000.0))).submit
     assert chosen.walltime_s == pytest.approx(4 * 1000 + 500 + 120, abs=2)
