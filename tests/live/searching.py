@@ -1,0 +1,292 @@
+"""A whole search on the real Slurm: service and daemon on the login node, payloads on the nodes.
+
+The service listens on the login node's loopback, which no node can reach. Everything runs as the
+user of the case, from a copy of the code that this user can read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from scripts.stack import TOP, Account, Stack
+from tests.live.conftest import SlurmCluster
+
+T = TypeVar("T")
+LOGIN_PYTHON = Path("/usr/bin/python3")
+_SOURCES = ("harvester", "payload_runner", "site_configs")
+_ACCOUNTED = "JobID,JobName,State,User,NNodes,ElapsedRaw"
+
+_SITE = """
+extends: slurm
+name: testbed
+node: {{gpus: 4, cores: 8, memory: 6GB}}
+queues:
+  - name: batch
+    bins: [{{nodes: {nodes}, walltime: "{walltime}"}}]
+    queued_max: 10
+spool: {{path: {spool}, filesystem: shared}}
+state: {{index: {index}}}
+runner:
+  python: /usr/bin/python3
+  node_local_dir: /local_scratch
+  drain_margin: 5s
+  idle_exit: 20s
+planning: {{boot_margin: 2s, default_expected: 10s}}
+budgets:
+  query_interval: 3s
+  queries_per_minute: 40
+  submissions_per_hour: 60
+  jobs_in_flight: {jobs}
+  command_timeout: 20s
+"""
+
+# Locks its GPUs on its node: two payloads on one GPU at a time fail. Counts steps of 0.2 s.
+_PAYLOAD = """
+import fcntl, json, os, pathlib, socket, sys, time
+
+point = json.loads(pathlib.Path("input.json").read_text())
+gpus, host = os.environ["CUDA_VISIBLE_DEVICES"], socket.gethostname()
+locks = [open(f"/local_scratch/gpu.{gpu}.{os.getuid()}.lock", "w") for gpu in gpus.split(",")]
+try:
+    for lock in locks:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(f"one of the GPUs {gpus} of {host} is in use")
+saved = pathlib.Path("checkpoint/step")
+began = step = int(saved.read_text()) if saved.exists() else 0
+while step < int(sys.argv[1]):
+    time.sleep(0.2)
+    step += 1
+    if step % 5 == 0:
+        saved.parent.mkdir(exist_ok=True)
+        fresh = saved.with_suffix(".new")
+        fresh.write_text(str(step))
+        fresh.replace(saved)
+output = {"loss": (point["x"] - 0.25) ** 2, "message": f"{host} {gpus} {began}"}
+pathlib.Path("output.json").write_text(json.dumps(output))
+"""
+
+
+def install(cluster: SlurmCluster) -> Account:
+    """The code and what it needs, where the cluster's ordinary user can read it.
+
+    Raises:
+        RuntimeError: the distribution's interpreter cannot load the packages of this one.
+    """
+    version = subprocess.run(
+        [LOGIN_PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    if version != "{}.{}".format(*sys.version_info[:2]):
+        raise RuntimeError(f"{LOGIN_PYTHON} is {version}, another than that of this environment")
+    home = cluster.directory(cluster.user)
+    for name in _SOURCES:
+        shutil.copytree(TOP / name, home / "code" / name)
+    venv = home / "venv"
+    subprocess.run([LOGIN_PYTHON, "-m", "venv", "--without-pip", venv], check=True)
+    packages = Path(f"lib/python{version}/site-packages")
+    (venv / packages).rmdir()
+    # Hard links where that is possible: it is half a gigabyte.
+    source, target = Path(sys.prefix) / packages, venv / packages
+    if subprocess.run(["cp", "-al", source, target], capture_output=True).returncode:
+        subprocess.run(["cp", "-a", source, target], check=True)
+    return Account(cluster.user, venv / "bin" / "python", home / "code")
+
+
+@dataclass(frozen=True)
+class Books:
+    """What central service, index and accounting have written down about one search."""
+
+    points: tuple[Mapping[str, Any], ...]  # of the service
+    attempts: tuple[Mapping[str, Any], ...]  # of the index, as are the allocations
+    allocations: tuple[Mapping[str, Any], ...]
+    queries: int
+    jobs: tuple[Mapping[str, str], ...]  # of accounting, those with a tag of this spool
+
+    def check(self, points: int) -> None:
+        """Every point has its one true loss, and the three agree on what it took."""
+        assert len(self.points) == points
+        for point in self.points:
+            assert point["state"] == "done", point
+            assert abs(point["loss"] - (point["parameters"]["x"] - 0.25) ** 2) < 1e-9, point
+        self._check_attempts()
+        self._check_jobs()
+
+    def _check_attempts(self) -> None:
+        told = [attempt for point in self.points for attempt in point["attempts"]]
+        charged = [attempt for attempt in told if attempt["blame"] == "point"]
+        assert not charged, "a point was charged for a fault that was not its own"
+        good = [attempt["point"] for attempt in self.attempts if attempt["state"] == "succeeded"]
+        assert sorted(good) == sorted(point["point"] for point in self.points)
+        assert not [item for item in self.attempts if item["delivered"] != 2], "not delivered"
+        assert sorted(attempt["number"] for attempt in self.attempts) == sorted(
+            attempt["n"] for attempt in told
+        )
+
+    def _check_jobs(self) -> None:
+        names = [job["JobName"] for job in self.jobs]
+        assert len(names) == len(set(names)), f"a tag was submitted twice: {names}"
+        known = {item["tag"]: item["job_id"] for item in self.allocations if item["job_id"]}
+        assert known == {job["JobName"]: job["JobID"] for job in self.jobs}
+        assert {item["state"] for item in self.allocations} == {"ended"}
+
+    def figures(self, title: str, seconds: float) -> str:
+        """One line for people."""
+        return (
+            f"\n{title}: {len(self.points)} points in {seconds:.0f} s; {self.queries} queries, "
+            f"{len(self.jobs)} jobs submitted, {len(self.attempts)} attempts; "
+            f"job ends: {', '.join(job['State'] for job in self.jobs)}"
+        )
+
+
+class Search:
+    """One search of a user: a stack on the login node, and what became of it."""
+
+    def __init__(self, cluster: SlurmCluster, account: Account, **site: object) -> None:
+        self.cluster = cluster
+        self.user = account.user or "root"
+        self.root = cluster.directory(self.user)
+        self.spool = self.root / "spool"
+        self.index = self.root / "index.sqlite"
+        chosen = {"walltime": "00:10:00", "nodes": "1-3", "jobs": 3, **site}
+        text = _SITE.format(spool=self.spool, index=self.index, **chosen)
+        self.stack = Stack(self.root, text, account)
+        self.began = time.monotonic()
+        self.task = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end_jobs()
+        self.stack.stop()
+        if kind is None:
+            shutil.rmtree(self.root, ignore_errors=True)
+        else:
+            print(f"left behind: {self.root}\n{self.stack.log_ends()}")
+
+    def start(self, points: int, *, seconds: float = 1.0, daemon: bool = True) -> None:
+        """Start the service and submit the search; then the daemon, unless that is left to do."""
+        self.stack.start_central()
+        self.task = self.stack.submit(self._write_search(points, round(seconds * 5)))
+        if daemon:
+            self.stack.start_daemon()
+
+    def _write_search(self, points: int, steps: int) -> Path:
+        directory = self.root / "search"
+        directory.mkdir()
+        (directory / "evaluate.py").write_text(_PAYLOAD)
+        space = {"x": {"method": "uniform", "dimension": {"low": 0.0, "high": 1.0}}}
+        (directory / "space.json").write_text(json.dumps(space))
+        config = {
+            "evaluationExec": f"/usr/bin/python3 evaluate.py {steps}",
+            "searchSpaceFile": "space.json",
+            "sampler": "random",
+            "maxPoints": points,
+            "nParallelEvaluation": points,
+            "checkPointToSave": "checkpoint",
+            "checkPointInterval": 1,
+            "payload": {"gpus_per_node": 1, "expected_minutes": steps / 300, "warn_seconds": 1},
+        }
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory / "config.json"
+
+    # --- what happens ---
+
+    def wait(self, predicate: Callable[[], T], timeout: float, claim: str) -> T:
+        """Wait for a true value; what was hoped for and the logs' ends when it does not come."""
+        return self.stack.wait(predicate, timeout, f"not within {timeout:g} s: {claim}")
+
+    def live(self, *states: str) -> list[Mapping[str, Any]]:
+        """Allocations of the published status in these states, in any but ended by default."""
+        found = self.stack.status().get("allocations", ())
+        return [item for item in found if item["state"] in states or not states]
+
+    def started_jobs(self, least: int = 1) -> list[str]:
+        """Wait until so many jobs of ours run with payloads in them; their ids."""
+
+        def running() -> list[str]:
+            busy = {point["tag"] for point in self.stack.status().get("points", ())}
+            found = [item["job_id"] for item in self.live("running") if item["tag"] in busy]
+            return found if len(found) >= least else []
+
+        return self.wait(running, 120, f"{least} allocations run payloads")
+
+    def problems(self) -> str:
+        """The published problems, as one text."""
+        return "\n".join(item["what"] for item in self.stack.status().get("problems", ()))
+
+    def finish(self, timeout: float = 240) -> Books:
+        """Wait until the search is done and nothing is left in flight; its books."""
+        client = self.stack.client()
+
+        def done() -> bool:
+            if client.show(self.task)["state"] == "running":
+                time.sleep(0.5)
+                return False
+            return True
+
+        self.wait(done, timeout, "the search is done")
+        seconds = time.monotonic() - self.began
+        self.wait(self._is_idle, 120, "all allocations have ended and all results are delivered")
+        self.stack.stop_daemon()
+        books = self.books()
+        print(books.figures(os.environ.get("PYTEST_CURRENT_TEST", ""), seconds))
+        return books
+
+    def _is_idle(self) -> bool:
+        status = self.stack.status()
+        left = [item for item in status.get("allocations", ()) if item["state"] != "ended"]
+        return bool(status) and not left and not status["delivery"]["pending"]
+
+    def books(self) -> Books:
+        """What the three have written down by now. The daemon must not run."""
+        with sqlite3.connect(f"file:{self.index}?mode=ro", uri=True) as index:
+            index.row_factory = sqlite3.Row
+            allocations = tuple(map(dict, index.execute("SELECT * FROM allocations")))
+            attempts = tuple(map(dict, index.execute("SELECT * FROM attempts")))
+            asked = "SELECT count(*) FROM spendings WHERE what = 'query'"
+            (queries,) = index.execute(asked).fetchone()
+        index.close()
+        return Books(
+            tuple(self.stack.client().points(self.task)),
+            attempts,
+            allocations,
+            queries,
+            self._accounted(self.stack.tags()),
+        )
+
+    def _accounted(self, tags: Iterable[str]) -> tuple[Mapping[str, str], ...]:
+        """Jobs of our tags, whoever submitted them, once accounting knows their end."""
+        names = ",".join(sorted(tags))
+        if not names:
+            return ()
+        command = ["sacct", "-n", "-P", "-X", "-a", f"--name={names}", "--starttime=now-2hours"]
+
+        def told() -> tuple[Mapping[str, str], ...]:
+            done = subprocess.run(
+                [*command, f"--format={_ACCOUNTED}"], capture_output=True, text=True, check=True
+            )
+            rows = [line.split("|") for line in done.stdout.splitlines()]
+            found = [dict(zip(_ACCOUNTED.split(","), row, strict=True)) for row in rows]
+            over = all(job["State"] not in ("RUNNING", "PENDING", "COMPLETING") for job in found)
+            return tuple(found) if found and over else ()
+
+        return self.wait(told, 60, "accounting knows the end of all jobs")
+
+    def _end_jobs(self) -> None:
+        names = ",".join(sorted(self.stack.tags()))
+        if names:
+            subprocess.run(["scancel", f"--name={names}"], check=False)
