@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from harvester.simulation.agenda import Agenda, Event
 from harvester.simulation.cluster import JobStart
+from harvester.simulation.event_log import EventLog
 from harvester.simulation.workload import SimulatedPayload, Workload
 from payload_runner import protocol
 from payload_runner.files import Files
@@ -77,7 +78,6 @@ class SimulatedRunner:
         self._waiting: dict[str, Order] = {}
         self._running: dict[str, RunningPayload] = {}
         self._outcomes: dict[str, Record] = {}
-        self._sent: dict[int, Record] = {}  # not acknowledged
         self._busy_s = 0.0
         agenda.after(boot_s, self._guarded(self._boot))
 
@@ -91,7 +91,7 @@ class SimulatedRunner:
 
     def lose_node(self, index: int) -> None:
         """A node dies: what ran there failed, blamed on the node."""
-        self._emit(protocol.NodeLost(self._start.node_names[index], "no heartbeat"))
+        self._log.emit(protocol.NodeLost(self._start.node_names[index], "no heartbeat"))
         for payload in list(self._running.values()):
             if index in payload.nodes:
                 self._finish(payload, state="failed", blame="node", reason="its node is lost")
@@ -113,12 +113,9 @@ class SimulatedRunner:
         )
         self._files.make_dir(self._home.root)
         self._files.make_dir(self._home.files)
-        self._log = LogWriter(
-            self._files,
-            self._home.events(self._writer),
-            self._agenda.clock.now,
-            self._agenda.clock.monotonic,
-        )
+        clock = self._agenda.clock
+        path = self._home.events(self._writer)
+        self._log = EventLog(LogWriter(self._files, path, clock.now, clock.monotonic), clock)
         self._began = self._agenda.clock.monotonic()
         self._drain_at = self._began + self._plan.walltime_s - self._plan.drain_margin_s
         self._idle_since = self._began
@@ -138,7 +135,7 @@ class SimulatedRunner:
 
     def _introduce(self) -> None:
         start = self._start
-        self._emit(
+        self._log.emit(
             protocol.Opened(
                 version=1,
                 tag=start.tag,
@@ -149,13 +146,13 @@ class SimulatedRunner:
                 python="3.9",
             )
         )
-        self._emit(
+        self._log.emit(
             protocol.AllocationStarted(start.node_names, self._plan.node, self._remaining_s())
         )
         self._heartbeat()
 
     def _heartbeat(self) -> None:
-        self._emit(
+        self._log.emit(
             protocol.Heartbeat(
                 epoch=self._epoch,
                 orders_read=self._orders_read,
@@ -201,7 +198,7 @@ class SimulatedRunner:
         if newest <= self._epoch:
             return
         if self._epoch and self._reader is not None:
-            self._emit(protocol.Fenced(newest, self._orders_read))
+            self._log.emit(protocol.Fenced(newest, self._orders_read))
             self._reader = None
         if self._files.exists(self._paths.orders(newest)):
             self._epoch, self._orders_read = newest, 0
@@ -221,9 +218,9 @@ class SimulatedRunner:
         elif record.kind == "stop":
             self._stop(fields["attempt"], fields["outcome"], fields["reason"])
         elif record.kind == "ack" and fields["writer"] == self._writer:
-            self._sent = {seq: sent for seq, sent in self._sent.items() if seq > fields["to"]}
+            self._log.acknowledge(fields["to"])
         elif record.kind == "resend" and fields["writer"] == self._writer:
-            self._resend(fields["from"], fields["to"])
+            self._log.resend(fields["from"], fields["to"])
         elif record.kind == "drain":
             self._drain(fields["reason"], now=fields["now"])
         elif record.kind == "close":
@@ -231,7 +228,7 @@ class SimulatedRunner:
 
     def _take(self, order: Order) -> None:
         if order.attempt in self._outcomes:
-            self._append_again(self._outcomes[order.attempt])
+            self._log.repeat(self._outcomes[order.attempt])
         elif order.attempt not in self._running and order.attempt not in self._waiting:
             self._waiting[order.attempt] = order
             spec = self._specs[order.payload_id]
@@ -253,17 +250,12 @@ class SimulatedRunner:
             del self._waiting[attempt]
             self._conclude(protocol.AttemptEnded(attempt, outcome, reason=reason))
 
-    def _resend(self, first: int, last: int) -> None:
-        for seq in range(first, last + 1):
-            if seq in self._sent:
-                self._append_again(self._sent[seq])
-
     def _drain(self, reason: str, *, now: bool) -> None:
         if not self._draining:
             self._draining = True
-            self._emit(protocol.Draining(reason))
+            self._log.emit(protocol.Draining(reason))
         if self._waiting:
-            self._emit(protocol.HandedBack(tuple(self._waiting), reason))
+            self._log.emit(protocol.HandedBack(tuple(self._waiting), reason))
             self._waiting.clear()
             self._placement.withdraw_all()
         if now:
@@ -277,7 +269,7 @@ class SimulatedRunner:
         step = self._placement.step(self._agenda.clock.monotonic(), self._remaining_s())
         for attempt, reason in step.refuse:
             del self._waiting[attempt]
-            self._emit(protocol.HandedBack((attempt,), reason))
+            self._log.emit(protocol.HandedBack((attempt,), reason))
         for assignment in step.start:
             order = self._waiting.pop(assignment.attempt)
             nodes = tuple(slot.node for slot in assignment.slots)
@@ -293,7 +285,9 @@ class SimulatedRunner:
             self._agenda.after(nature.work_s - done, self._guarded(lambda: self._complete(payload)))
         )
         names = tuple(self._start.node_names[node] for node in nodes)
-        self._emit(protocol.AttemptStarted(order.attempt, names, resumed_from=order.checkpoint_of))
+        self._log.emit(
+            protocol.AttemptStarted(order.attempt, names, resumed_from=order.checkpoint_of)
+        )
         self._checkpoint_later(payload)
 
     def _complete(self, payload: RunningPayload) -> None:
@@ -324,7 +318,7 @@ class SimulatedRunner:
 
     def _conclude(self, ended: protocol.AttemptEnded) -> None:
         self._idle_since = self._agenda.clock.monotonic()
-        self._outcomes[ended.attempt] = self._emit(ended)
+        self._outcomes[ended.attempt] = self._log.emit(ended)
         self._log.commit()
 
     # --- checkpoints ---
@@ -352,7 +346,7 @@ class SimulatedRunner:
             hashlib.sha256(content).hexdigest(),
         )
         payload.saved_s = done
-        self._emit(protocol.CheckpointSaved(payload.order.attempt, ref))
+        self._log.emit(protocol.CheckpointSaved(payload.order.attempt, ref))
         self._log.commit()
 
     def _progress_in(self, checkpoint: FileRef | None) -> float:
@@ -362,16 +356,6 @@ class SimulatedRunner:
         return float(json.loads(content)["done_s"])
 
     # --- the log and the end ---
-
-    def _emit(self, event: protocol.Event) -> Record:
-        fields: Mapping[str, Any] = protocol.to_fields(event)
-        seq = self._log.append(event.KIND, dict(fields))
-        record = Record(seq, event.KIND, self._agenda.clock.now(), dict(fields), 0, 0)
-        self._sent[seq] = record
-        return record
-
-    def _append_again(self, record: Record) -> None:
-        self._log.append_again(record)
 
     def _remaining_s(self) -> float:
         return max(0.0, self._drain_at - self._agenda.clock.monotonic())
@@ -384,7 +368,9 @@ class SimulatedRunner:
             return False
         lifetime = self._agenda.clock.monotonic() - self._began
         slots = len(self._start.node_names) * self._plan.node.gpus
-        self._emit(protocol.AllocationEnded("nothing more to do", lifetime * slots, self._busy_s))
+        self._log.emit(
+            protocol.AllocationEnded("nothing more to do", lifetime * slots, self._busy_s)
+        )
         self._log.close()
         self._leave_silently()
         return True
