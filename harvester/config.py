@@ -18,7 +18,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,16 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class SiteFile:
-    """A site's values with the files they came from, the topmost layer first."""
+    """A site's values with the files they came from, the topmost layer first.
+
+    ``environment`` holds the variables that reading them looked at; None: it was not set.
+    """
 
     site: Site
     layers: tuple[Path, ...]
     origins: tuple[Origin, ...] = ()
     rulings: tuple[Ruling, ...] = ()
+    environment: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def load_site(
@@ -98,6 +102,7 @@ def load_site_file(
         tuple(Path(item) for item in document["layers"]),
         tuple(Origin(**item) for item in document["origins"]),
         tuple(Ruling(**item) for item in document["rulings"]),
+        document["environment"],
     )
 
 

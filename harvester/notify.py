@@ -8,6 +8,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 
+MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
 
 class ServiceManager:
     """The service manager's socket; a message that cannot be sent is dropped.

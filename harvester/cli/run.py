@@ -91,10 +91,12 @@ def _nothing() -> None:
 
 
 def _drive(name: str, site: Site, overrides: CentralOverrides, *, once: bool) -> None:
-    from harvester.notify import ServiceManager
+    from harvester.notify import MANAGERS_VARIABLES, ServiceManager
     from harvester.wiring import make_daemon
 
     manager = ServiceManager(os.environ, os.getpid(), time.monotonic)
+    for name in MANAGERS_VARIABLES:
+        os.environ.pop(name, None)  # meant for us, not for schedulers' commands and jobs
     wishes = Wishes(manager)
     wishes.catch_signals()
     while not wishes.leave:
