@@ -283,6 +283,7 @@ class SiteKeys(_Part):
     batch_system: Literal["local", "slurm"]
     account: Word | None = None
     account_required: bool = False
+    requeue: bool = False
     directives: list[Line] = []
     spool: SpoolKeys = SpoolKeys()
     state: StateKeys = StateKeys()

@@ -59,6 +59,7 @@ class Expansion:
             index=index or paths.default_index(state_dir, name, local=local, uid=os.getuid()),
             description=keys.description,
             account=keys.account or "",
+            requeue=keys.requeue,
             directives=(*keys.directives, *_filesystems(keys)),
             container_runtime=keys.containers.runtime,
             image_dir=_text(self._path(("containers", "image_dir"), keys.containers.image_dir)),

@@ -33,6 +33,7 @@ def job_of(
         command=command,
         queue=queue,
         account=site.account,
+        requeue=site.requeue,
         gpus_per_node=0 if rules.gpu_request == "none" else site.node.gpus,
         gpu_request=rules.gpu_request,
         cores_per_node=site.node.cores if rules.cores else 0,

@@ -135,6 +135,7 @@ class Site:
     index: Path = Path()  # SQLite, on a disk local to the login node
     description: str = ""
     account: str = ""
+    requeue: bool = False  # by the batch system, after a preemption or the loss of a node
     directives: tuple[str, ...] = ()
     container_runtime: str = "none"
     image_dir: str | None = None
