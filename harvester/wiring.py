@@ -163,7 +163,7 @@ def render_job(
 
     The command is () where the batch system is reached without one.
     """
-    from harvester.batch.slurm import Slurm
+    from harvester.batch.commands import SubmitsByCommand
     from harvester.jobs import job_of
     from harvester.model import Tag
     from payload_runner.protocol import SpoolPaths
@@ -179,7 +179,7 @@ def render_job(
     )
     batch = make_batch(site)
     script = spool.allocation(tag).script
-    command = batch.submit_command(job, script) if isinstance(batch, Slurm) else ()
+    command = batch.submit_command(job, script) if isinstance(batch, SubmitsByCommand) else ()
     return batch.render(job), command
 
 
@@ -200,7 +200,17 @@ def _slurm(site: Site) -> BatchSystem:
     return Slurm(timeout_s=site.budgets.command_timeout_s)
 
 
-_BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {"local": _local, "slurm": _slurm}
+def _pbs(site: Site) -> BatchSystem:
+    from harvester.batch.pbs import Pbs
+
+    return Pbs(timeout_s=site.budgets.command_timeout_s)
+
+
+_BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "pbs": _pbs,
+}
 
 
 def _home(environ: Environment) -> Path:

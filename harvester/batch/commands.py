@@ -16,8 +16,10 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol
+from pathlib import Path
+from typing import IO, Protocol, runtime_checkable
 
+from harvester.batch.port import BatchJob
 from harvester.errors import BatchUnavailable
 
 # A user with 20,000 jobs fills about 6 MB of squeue output; beyond this something is wrong.
@@ -61,6 +63,14 @@ class Executor(Protocol):
             BatchUnavailable: the command is not there, did not end in time, or printed more than
                 the limit. Its process group has been killed then.
         """
+
+
+@runtime_checkable
+class SubmitsByCommand(Protocol):
+    """A batch system whose submissions a person could type."""
+
+    def submit_command(self, job: BatchJob, script: Path) -> tuple[str, ...]:
+        """The command that submits ``script``, for people to see."""
 
 
 def run_command(

@@ -18,11 +18,14 @@ from harvester.errors import ConfigurationError, Problem
 _WORD = re.compile(r"[A-Za-z0-9_.,:+@%/=\[\]-]+")
 
 
-def render_script(job: BatchJob, *, prefix: str, options: Sequence[str]) -> str:
+def render_script(
+    job: BatchJob, *, prefix: str, options: Sequence[str], before: Sequence[str] = ()
+) -> str:
     """The batch script of ``job``.
 
     ``options`` are the adapter's directives and come before the site's, so that the site has the
-    last word where a batch system takes the later of two.
+    last word where a batch system takes the later of two. ``before`` are shell lines of the
+    adapter, before the site's prologue.
 
     Raises:
         ConfigurationError: a directive of the site has more than one line.
@@ -32,7 +35,7 @@ def render_script(job: BatchJob, *, prefix: str, options: Sequence[str]) -> str:
     # A warning that comes during the prologue must not kill the script; the runner, which takes
     # the script's place, installs its own handler.
     patience = ["trap '' USR1"] if job.warn_s > 0 else []
-    body = ["umask 077", *patience, *job.prologue, f"exec {shlex.join(job.command)}"]
+    body = ["umask 077", *patience, *before, *job.prologue, f"exec {shlex.join(job.command)}"]
     return "\n".join(["#!/bin/bash", *header, "", *body]) + "\n"
 
 

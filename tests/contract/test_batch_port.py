@@ -1,20 +1,21 @@
 """The contract of ``BatchSystem``, kept by every implementation that runs here for real.
 
-The local one is itself; Slurm is our adapter over fake commands with the habits of the real ones
-(``tests/fakes``). What only a real Slurm can show is in ``tests/live``.
+The local one is itself; the others are our adapters over fake commands with the habits of the real
+ones (``tests/fakes``). What only a real Slurm can show is in ``tests/live``.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from harvester.batch.local import LocalBatch
+from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem, JobEnd, JobState, ObservedJob
 from harvester.batch.slurm import Slurm
 from harvester.errors import SubmissionRefused
@@ -67,15 +68,21 @@ class Bench:
         return path.read_text() if path.exists() else ""
 
 
-@pytest.fixture(params=["local", "slurm"])
+MAKERS: Mapping[str, Callable[[Mapping[str, str]], BatchSystem]] = {
+    "slurm": lambda environment: Slurm(environment=environment),
+    "pbs": lambda environment: Pbs(environment=environment),
+}
+
+
+@pytest.fixture(params=["local", *MAKERS])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     if request.param == "local":
         local = LocalBatch(tmp_path / "cluster", 2, NodeShape(gpus=2, cores=2), 0.5)
         yield Bench(local, tmp_path)
         local.shut_down()
         return
-    with FakeCluster(tmp_path / "cluster") as cluster:
-        yield Bench(Slurm(environment=cluster.environment(os.environ)), tmp_path)
+    with FakeCluster(tmp_path / "cluster", request.param) as cluster:
+        yield Bench(MAKERS[request.param](cluster.environment(os.environ)), tmp_path)
 
 
 class TestBatchPort:

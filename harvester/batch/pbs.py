@@ -1,0 +1,178 @@
+"""PBS through its commands: qsub, qselect, qstat and qdel, PBS Professional or OpenPBS 2022.
+
+One look is ``qselect`` for the user's ids and one ``qstat`` for those: qstat alone has JSON for
+everybody's jobs only. PBS sends no warning before the end of the walltime, but SIGTERM at it; the
+runner goes by the walltime it was planned with.
+
+Sources: qsub(1B), qstat(1B), qselect(1B) and qdel(1B) of OpenPBS 22.05, "Job States" and "Job Exit
+Codes" of the PBS Reference Guide 2022.1, src/include/job.h of OpenPBS.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harvester.batch.commands import Completed, Executor, run_command
+from harvester.batch.pbs_answers import (
+    check_cancelled,
+    check_id,
+    has_no_history,
+    parse_qselect,
+    parse_qstat,
+    parse_submitted,
+)
+from harvester.batch.port import BatchJob, Capabilities, Observation, ObservedJob
+from harvester.batch.script import plain_word, render_script, whole_minutes
+from harvester.model import JobId, Tag
+
+_SELECT = re.compile(r"-l\s*(?:\S*,)?select=")
+_PLACE = re.compile(r"-l\s*(?:\S*,)?place=")
+
+
+class Pbs:
+    """PBS as this user sees it. Implements ``BatchSystem``; holds no state between calls."""
+
+    name = "pbs"
+    capabilities = Capabilities(accounting=True, requeue=True, walltime_step_s=60.0)
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 30.0,
+        execute: Executor = run_command,
+        environment: Mapping[str, str] | None = None,
+        user: str | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._execute = execute
+        self._environment = os.environ if environment is None else environment
+        self._user = user
+
+    def render(self, job: BatchJob) -> str:
+        # Jobs begin in the home directory. No USR1 ever comes that the script had to survive.
+        enter = f"cd {shlex.quote(str(job.directory))} || exit 1"
+        told = replace(job, warn_s=0.0, directives=_filled(job))
+        return render_script(told, prefix="#PBS", options=script_options(job), before=(enter,))
+
+    def submit_command(self, job: BatchJob, script: Path) -> tuple[str, ...]:
+        """The command that submits ``script``, for people to see."""
+        return qsub_command(job, script)
+
+    def submit(self, job: BatchJob, script: Path) -> JobId:
+        done = self._execute(
+            qsub_command(job, script),
+            timeout_s=self._timeout_s,
+            environment=qsub_environment(self._environment),
+        )
+        return parse_submitted(done)
+
+    def observe(self) -> Observation:
+        ids = parse_qselect(self._ask(qselect_command(self._owner())))
+        return Observation(parse_qstat(self._ask(qstat_command(ids))) if ids else ())
+
+    def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
+        found = {job.job_id: job for job in self._history(jobs)}
+        # qselect takes one name a call; most are known by the ids already.
+        for tag in set(tags) - {job.name for job in found.values()}:
+            done = self._ask(qselect_command(self._owner(), tag))
+            if has_no_history(done):
+                break
+            found.update({job.job_id: job for job in self._history(parse_qselect(done))})
+        return tuple(found.values())
+
+    def cancel(self, jobs: Sequence[JobId]) -> None:
+        if jobs:
+            check_cancelled(self._ask(qdel_command(jobs)))
+
+    def _history(self, jobs: Sequence[JobId]) -> tuple[ObservedJob, ...]:
+        if not jobs:
+            return ()
+        done = self._ask(qstat_command(jobs, history=True))
+        return () if has_no_history(done) else parse_qstat(done)
+
+    def _owner(self) -> str:
+        return self._user or pwd.getpwuid(os.getuid()).pw_name
+
+    def _ask(self, command: Sequence[str]) -> Completed:
+        environment = {**qsub_environment(self._environment), "LC_ALL": "C"}
+        return self._execute(command, timeout_s=self._timeout_s, environment=environment)
+
+
+def script_options(job: BatchJob) -> tuple[str, ...]:
+    """The ``#PBS`` options of ``job``, without the site's own directives.
+
+    A site whose nodes are chosen by other words than ncpus, ngpus and mem states its own
+    ``-l select=``, with ``{nodes}`` for the number of nodes; then ours is left out.
+
+    Raises:
+        ConfigurationError: queue or account is not a plain word.
+    """
+    options = [f"-N {plain_word('tag', job.tag)}", "-S /bin/bash"]
+    if not any(_SELECT.match(line.strip()) for line in job.directives):
+        options.append(f"-l select={_chunks(job)}")
+    if not any(_PLACE.match(line.strip()) for line in job.directives):
+        options.append("-l place=scatter:excl")
+    options.append(f"-l walltime={walltime_text(job.walltime_s)}")
+    if job.queue:
+        options.append(f"-q {plain_word('queue', job.queue)}")
+    if job.account:
+        options.append(f"-A {plain_word('account', job.account)}")
+    # One output file, written in place while the job runs, for its owner only.
+    options += ["-j oe", "-k doe", "-W umask=077", f"-r {'y' if job.requeue else 'n'}"]
+    return tuple(options)
+
+
+def _chunks(job: BatchJob) -> str:
+    parts = [str(job.nodes)]
+    if job.cores_per_node:
+        parts.append(f"ncpus={job.cores_per_node}")
+    if job.gpus_per_node:
+        parts.append(f"ngpus={job.gpus_per_node}")
+    if job.memory_mb_per_node:
+        parts.append(f"mem={job.memory_mb_per_node}mb")
+    return ":".join(parts)
+
+
+def _filled(job: BatchJob) -> tuple[str, ...]:
+    return tuple(line.replace("{nodes}", str(job.nodes)) for line in job.directives)
+
+
+def walltime_text(seconds: float) -> str:
+    """``HH:MM:00``, rounded up to the minute; PBS takes any number of hours."""
+    hours, minutes = divmod(whole_minutes(seconds), 60)
+    return f"{hours:02}:{minutes:02}:00"
+
+
+def qsub_command(job: BatchJob, script: Path) -> tuple[str, ...]:
+    """The output's path goes here rather than into the script, where blanks would part it."""
+    return ("qsub", "-o", str(job.directory / "batch.out"), str(script))
+
+
+def qselect_command(user: str, tag: Tag | None = None) -> tuple[str, ...]:
+    """The ids of this user's jobs; with a tag, of those with that name, ended ones included."""
+    named = ("-x", "-N", plain_word("tag", tag)) if tag else ()
+    return ("qselect", "-u", user, *named)
+
+
+def qstat_command(jobs: Sequence[JobId], *, history: bool = False) -> tuple[str, ...]:
+    """One request for all these jobs (``-E``); with ``history`` ended ones are shown as well."""
+    ended = ("-x",) if history else ()
+    return ("qstat", "-E", *ended, "-f", "-F", "json", *map(check_id, jobs))
+
+
+def qdel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
+    return ("qdel", *map(check_id, jobs))
+
+
+def qsub_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Without what is left over of a job that the harvester itself runs in, and without a
+    directive prefix of the user's; what leads to the server stays.
+    """
+    own = ("PBS_DPREFIX", "PBS_JOB", "PBS_NODE", "PBS_TASK", "PBS_O_", "PBS_ENVIRONMENT")
+    return {name: value for name, value in base.items() if not name.startswith(own)}

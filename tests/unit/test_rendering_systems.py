@@ -1,0 +1,134 @@
+"""Batch scripts of PBS, LSF and Flux: golden files, and walltimes that parse back."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harvester.batch import pbs, slurm
+from harvester.batch.pbs import Pbs
+from harvester.batch.port import BatchJob, BatchSystem
+from harvester.errors import ConfigurationError
+from harvester.model import Tag
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+JOB = BatchJob(
+    tag=Tag("habcde-aaaaaa"),
+    nodes=3,
+    walltime_s=5400.0,
+    directory=Path("/scratch/spool/allocations/habcde-aaaaaa"),
+    command=("python3", "/scratch/runner.pyz", "lead", "/scratch/spool", "habcde-aaaaaa"),
+)
+FULL = replace(
+    JOB,
+    account="phy123",
+    gpus_per_node=4,
+    cores_per_node=32,
+    memory_mb_per_node=480_000,
+    warn_s=120.0,
+    prologue=("module load python/3.11",),
+)
+SYSTEMS: dict[str, Callable[[], BatchSystem]] = {"pbs": Pbs}
+each = pytest.mark.parametrize("system", SYSTEMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "job"),
+    [
+        ("pbs", Pbs(), replace(FULL, queue="prod", directives=("-l filesystems=home:eagle",))),
+    ],
+)
+def test_script_with_everything(name: str, batch: BatchSystem, job: BatchJob) -> None:
+    assert batch.render(job) == (GOLDEN / f"{name}.sh").read_text()
+
+
+@each
+@pytest.mark.parametrize("key", ["queue", "account"])
+def test_option_that_is_no_plain_word_is_refused_by_name(system: str, key: str) -> None:
+    job = replace(JOB, queue="a b") if key == "queue" else replace(JOB, account="a'b")
+    with pytest.raises(ConfigurationError, match=f"{key}.*one word"):
+        SYSTEMS[system]().render(job)
+
+
+@each
+def test_directive_of_two_lines_is_refused(system: str) -> None:
+    with pytest.raises(ConfigurationError, match="one line per directive"):
+        SYSTEMS[system]().render(replace(JOB, directives=("-x\nrm -rf /",)))
+
+
+@each
+def test_what_is_not_asked_for_is_not_written(system: str) -> None:
+    text = SYSTEMS[system]().render(JOB)
+    absent = ("gpu", "mem=", "phy123", "USR1", "exclude", "hname", "-q ", "-A ", "-P ", "bank")
+    assert [word for word in absent if word in text] == []
+
+
+@each
+def test_every_batch_script_is_a_script_that_bash_reads(system: str) -> None:
+    script = SYSTEMS[system]().render(replace(FULL, directory=Path("/s p/it's $HOME")))
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- PBS ---
+
+
+def test_a_site_chooses_nodes_by_its_own_words() -> None:
+    job = replace(FULL, directives=("-l select={nodes}:system=polaris", "-l place=scatter"))
+    lines = [line for line in Pbs().render(job).splitlines() if "select" in line or "place" in line]
+    assert lines == ["#PBS -l select=3:system=polaris", "#PBS -l place=scatter"]
+
+
+def test_pbs_scripts_enter_the_directory_of_their_allocation() -> None:
+    text = Pbs().render(replace(JOB, directory=Path("/s p/it's")))
+    (line,) = [line for line in text.splitlines() if line.startswith("cd ")]
+    assert shlex.split(line) == ["cd", "/s p/it's", "||", "exit", "1"]
+
+
+def test_pbs_keeps_the_output_with_the_allocation() -> None:
+    command = Pbs().submit_command(JOB, Path("/s/b.sh"))
+    assert command == ("qsub", "-o", f"{JOB.directory}/batch.out", "/s/b.sh")
+
+
+# --- walltimes ---
+
+
+def _hours_minutes_seconds(text: str) -> int:
+    """As qsub(1B) reads it: [[hours:]minutes:]seconds, each within its range here."""
+    found = re.fullmatch(r"(\d{2,}):([0-5]\d):00", text)
+    assert found, text
+    return int(found.group(1)) * 60 + int(found.group(2))
+
+
+def _slurm_time(text: str) -> int:
+    """As sbatch(1) reads it: [days-]hours:minutes:seconds."""
+    found = re.fullmatch(r"(?:(\d+)-)?([01]\d|2[0-3]):([0-5]\d):00", text)
+    assert found, text
+    days, hours, minutes = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+WALLTIMES: dict[str, tuple[Callable[[float], str], Callable[[str], int]]] = {
+    "slurm": (slurm.walltime_text, _slurm_time),
+    "pbs": (pbs.walltime_text, _hours_minutes_seconds),
+}
+
+
+@pytest.mark.parametrize("system", WALLTIMES)
+def test_every_minute_of_a_week_parses_back(system: str) -> None:
+    render, parse = WALLTIMES[system]
+    assert [parse(render(60.0 * minutes)) for minutes in range(1, 10081)] == list(range(1, 10081))
+
+
+@pytest.mark.parametrize("system", WALLTIMES)
+@pytest.mark.parametrize(("seconds", "minutes"), [(0.5, 1), (60.5, 2), (119.9, 2), (5400.0, 90)])
+def test_a_part_of_a_minute_is_a_minute(system: str, seconds: float, minutes: int) -> None:
+    render, parse = WALLTIMES[system]
+    assert parse(render(seconds)) == minutes
