@@ -206,10 +206,19 @@ def _pbs(site: Site) -> BatchSystem:
     return Pbs(timeout_s=site.budgets.command_timeout_s)
 
 
+def _lsf(site: Site) -> BatchSystem:
+    from harvester.batch.lsf import Lsf
+
+    # jsrun is there where LSF hands out whole nodes, and nowhere else.
+    whole_nodes = bool(site.runner.launcher) and Path(site.runner.launcher[0]).name == "jsrun"
+    return Lsf(whole_nodes=whole_nodes, timeout_s=site.budgets.command_timeout_s)
+
+
 _BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {
     "local": _local,
     "slurm": _slurm,
     "pbs": _pbs,
+    "lsf": _lsf,
 }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harvester.batch.local import LocalBatch
+from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem, JobEnd, JobState, ObservedJob
 from harvester.batch.slurm import Slurm
@@ -71,6 +72,7 @@ class Bench:
 MAKERS: Mapping[str, Callable[[Mapping[str, str]], BatchSystem]] = {
     "slurm": lambda environment: Slurm(environment=environment),
     "pbs": lambda environment: Pbs(environment=environment),
+    "lsf": lambda environment: Lsf(environment=environment),
 }
 
 

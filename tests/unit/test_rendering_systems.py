@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.batch import pbs, slurm
+from harvester.batch import lsf, pbs, slurm
+from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem
 from harvester.errors import ConfigurationError
@@ -35,7 +36,11 @@ FULL = replace(
     warn_s=120.0,
     prologue=("module load python/3.11",),
 )
-SYSTEMS: dict[str, Callable[[], BatchSystem]] = {"pbs": Pbs}
+SYSTEMS: dict[str, Callable[[], BatchSystem]] = {
+    "pbs": Pbs,
+    "lsf": Lsf,
+    "lsf_jsrun": lambda: Lsf(whole_nodes=True),
+}
 each = pytest.mark.parametrize("system", SYSTEMS)
 
 
@@ -43,6 +48,12 @@ each = pytest.mark.parametrize("system", SYSTEMS)
     ("name", "batch", "job"),
     [
         ("pbs", Pbs(), replace(FULL, queue="prod", directives=("-l filesystems=home:eagle",))),
+        ("lsf", Lsf(), replace(FULL, queue="gpu", exclude_nodes=("n1", "n2"))),
+        (
+            "lsf_jsrun",
+            Lsf(whole_nodes=True),
+            replace(FULL, queue="batch", directives=('-alloc_flags "gpumps smt4 nvme"',)),
+        ),
     ],
 )
 def test_script_with_everything(name: str, batch: BatchSystem, job: BatchJob) -> None:
@@ -97,6 +108,29 @@ def test_pbs_keeps_the_output_with_the_allocation() -> None:
     assert command == ("qsub", "-o", f"{JOB.directory}/batch.out", "/s/b.sh")
 
 
+# --- LSF ---
+
+
+def test_lsf_reads_the_script_from_its_standard_input() -> None:
+    job = replace(JOB, directory=Path("/s p/$(id)"))
+    command = Lsf().submit_command(job, Path("/s p/b.sh"))
+    assert command == (
+        *("sh", "-c", 'exec bsub "$@" < "$0"', "/s p/b.sh"),
+        *("-cwd", "/s p/$(id)", "-o", "/s p/$(id)/batch.out"),
+    )
+
+
+def test_whole_nodes_cannot_be_chosen_one_by_one() -> None:
+    assert not Lsf(whole_nodes=True).capabilities.exclude_nodes
+    assert Lsf().capabilities.exclude_nodes
+
+
+def test_leftovers_of_an_outer_job_do_not_reach_bsub() -> None:
+    base = {"LSB_JOBID": "7", "LSB_DEFAULTQUEUE": "q", "LSF_ENVDIR": "/etc/lsf", "LS_JOBPID": "1"}
+    kept = {"LSB_DEFAULTQUEUE": "q", "LSF_ENVDIR": "/etc/lsf"}
+    assert lsf.bsub_environment(base) == kept
+
+
 # --- walltimes ---
 
 
@@ -115,9 +149,17 @@ def _slurm_time(text: str) -> int:
     return (days * 24 + hours) * 60 + minutes
 
 
+def _hours_minutes(text: str) -> int:
+    """As bsub(1) reads it: [hours:]minutes."""
+    found = re.fullmatch(r"(\d+):([0-5]\d)", text)
+    assert found, text
+    return int(found.group(1)) * 60 + int(found.group(2))
+
+
 WALLTIMES: dict[str, tuple[Callable[[float], str], Callable[[str], int]]] = {
     "slurm": (slurm.walltime_text, _slurm_time),
     "pbs": (pbs.walltime_text, _hours_minutes_seconds),
+    "lsf": (lsf.walltime_text, _hours_minutes),
 }
 
 
