@@ -84,7 +84,7 @@ def _allocation(desk: Desk, row: AllocationRow) -> dict[str, Any]:
         "submitted": _instant(row.submitted_at),
         "started": _instant(row.started_at),
         "ended": _instant(row.ended_at),
-        "reason": row.reason,
+        "reason": desk.waiting_for.get(row.tag, row.reason),
         "slot_seconds": row.slot_seconds,
         "busy_slot_seconds": row.busy_slot_seconds,
     }

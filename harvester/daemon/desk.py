@@ -60,6 +60,7 @@ class Desk:
     heard: dict[Tag, Heard] = field(default_factory=dict)
     submitting: set[Tag] = field(default_factory=set)  # submissions that have not come back
     cancelling: set[Tag] = field(default_factory=set)
+    waiting_for: Mapping[str, str] = field(default_factory=dict)  # tag -> why its job waits
     other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property

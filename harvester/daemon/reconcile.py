@@ -148,6 +148,12 @@ def is_suspiciously_empty(known: Iterable[Known], jobs: tuple[ObservedJob, ...])
     )
 
 
+def pending_reasons(jobs: Iterable[ObservedJob]) -> Mapping[str, str]:
+    """Job name -> why it waits, in the batch system's own words."""
+    waits = (JobState.QUEUED, JobState.HELD)
+    return {job.name: job.reason for job in jobs if job.state in waits and job.reason}
+
+
 def count_others(
     jobs: Iterable[ObservedJob], ours: frozenset[str]
 ) -> Mapping[str, tuple[int, int]]:

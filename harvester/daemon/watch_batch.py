@@ -149,6 +149,7 @@ class WatchBatch:
             desk.problems.clear("batch")
         prefix = tag_prefix(desk.spool_id)
         ours = frozenset(job.name for job in observation.jobs if job.name.startswith(prefix))
+        desk.waiting_for = reconcile.pending_reasons(observation.jobs)
         desk.other_jobs = reconcile.count_others(observation.jobs, ours)
         for row, item in zip(rows, known, strict=True):
             self._reconcile(row, item, observation.jobs)

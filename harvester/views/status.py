@@ -109,6 +109,10 @@ def _allocations(state: SiteState, status: Json) -> Iterator[str]:
     yield f"  Allocations: {len(live)} live, {ended} ended"
     if live:
         yield allocation_rows(live[:ALLOCATIONS_SHOWN])
+    for item in live[:ALLOCATIONS_SHOWN]:
+        if item.get("state") in ("queued", "held") and item.get("reason"):
+            words = f"  {clean(item.get('tag'))} waits: {clean(item['reason'])}"
+            yield shorten(words, WIDTH)
     if len(live) > ALLOCATIONS_SHOWN:
         yield f"  ... {len(live) - ALLOCATIONS_SHOWN} more: `harvester alloc list`"
 

@@ -20,6 +20,7 @@ from harvester.daemon.reconcile import (
     judge_listed,
     judge_unlisted,
     look_again,
+    pending_reasons,
 )
 from harvester.model import AllocationState, Blame, JobId, Tag
 
@@ -134,6 +135,12 @@ def test_an_empty_answer_is_suspicious_when_a_job_should_be_there(
 ) -> None:
     assert is_suspiciously_empty([item], ()) is suspicious
     assert not is_suspiciously_empty([item], (job(JobState.RUNNING),))
+
+
+def test_why_a_job_waits_is_kept_in_the_batch_systems_words() -> None:
+    held = job(JobState.HELD, name="b", reason="JobHeldAdmin")
+    jobs = [job(JobState.QUEUED, name="a", reason="Resources"), held, job(JobState.RUNNING)]
+    assert pending_reasons(jobs) == {"a": "Resources", "b": "JobHeldAdmin"}
 
 
 def test_other_jobs_of_the_user_count_against_the_queues_limits() -> None:

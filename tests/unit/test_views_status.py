@@ -162,3 +162,10 @@ def test_instant_is_read_from_text_and_number() -> None:
     assert instant(5) == 5
     assert instant("never") is None
     assert instant(None) is None
+
+
+def test_screen_says_why_a_job_waits(tmp_path: Path) -> None:
+    waits = {**STATUS["allocations"][0], "state": "held", "reason": "JobHeldAdmin"}
+    publish(tmp_path, allocations=[waits])
+    screen = status_screen(state_of("here", {"XDG_STATE_HOME": str(tmp_path)}))
+    assert "haaaaa-bbbbbb waits: JobHeldAdmin" in screen
