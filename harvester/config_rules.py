@@ -18,7 +18,7 @@ Finding = tuple[Key, str]  # the key concerned, and the sentence
 
 # Slurm: --mem, --mem-per-cpu, --mem-per-gpu; PBS and Grid Engine: -l mem=, select=...:mem=.
 _MEMORY_REQUEST = re.compile(r"--mem\b|--mem-per-|\b(?:p?v?mem|h_vmem|mem_free)=|\brusage\[mem=")
-LAUNCHERS = ("flux", "jsrun", "mpiexec", "mpirun", "srun")
+LAUNCHERS = ("flux", "jsrun", "mpiexec", "mpirun", "qrsh", "srun")
 
 
 def broken_rules(values: Mapping[str, Any]) -> list[Finding]:

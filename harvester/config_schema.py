@@ -111,6 +111,7 @@ class QueueKeys(_Part):
     """A queue or partition and the limits the centre sets on it."""
 
     name: Word
+    kind: Literal["queue", "qos"] = "queue"
     bins: Annotated[list[BinKeys], Field(min_length=1)]
     queued_max: Positive | None = None
     running_max: Positive | None = None
@@ -200,7 +201,24 @@ def _source(value: object) -> object:
     return value
 
 
-Source = Annotated[SourceKeys, _parsed(_source)]
+Source = Annotated[
+    SourceKeys,
+    _parsed(_source),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": [UNSOURCED, CHOSEN]},
+                {
+                    "type": "object",
+                    "properties": {"source": {"type": "string"}, "date": {"type": "string"}},
+                    "required": ["source"],
+                    "additionalProperties": False,
+                },
+            ],
+            "description": "a document with the date it was looked up, 'unsourced' or 'chosen'",
+        }
+    ),
+]
 
 
 class BudgetKeys(_Part):
@@ -280,7 +298,7 @@ class SiteKeys(_Part):
     extends: str | None = None
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")] | None = None
     description: Line = ""
-    batch_system: Literal["local", "slurm"]
+    batch_system: Literal["local", "slurm", "gridengine", "pbs", "lsf", "flux"]
     account: Word | None = None
     account_required: bool = False
     requeue: bool = False

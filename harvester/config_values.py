@@ -60,6 +60,7 @@ class Expansion:
             description=keys.description,
             account=keys.account or "",
             requeue=keys.requeue,
+            account_required=keys.account_required,
             directives=(*keys.directives, *_filesystems(keys)),
             container_runtime=keys.containers.runtime,
             image_dir=_text(self._path(("containers", "image_dir"), keys.containers.image_dir)),
@@ -169,6 +170,7 @@ def _queue(keys: QueueKeys, site: SiteKeys) -> Queue:
             )
             for item in sorted(keys.bins, key=lambda item: item.nodes)
         ),
+        kind=keys.kind,
         queued_max=keys.queued_max,
         running_max=keys.running_max,
         total_max=keys.total_max,

@@ -32,6 +32,7 @@ def job_of(
         directory=SpoolPaths(site.spool).allocation(tag).root,
         command=command,
         queue=queue,
+        queue_kind=found.kind if found else "queue",
         account=site.account,
         requeue=site.requeue,
         gpus_per_node=0 if rules.gpu_request == "none" else site.node.gpus,

@@ -24,6 +24,7 @@ class Queue:
 
     name: str
     bins: tuple[WalltimeBin, ...]
+    kind: str = "queue"  # queue (Slurm: partition) | qos (of Slurm)
     queued_max: int | None = None  # jobs waiting, this user's (or project's) others included
     running_max: int | None = None
     total_max: int | None = None
@@ -136,6 +137,7 @@ class Site:
     description: str = ""
     account: str = ""
     requeue: bool = False  # by the batch system, after a preemption or the loss of a node
+    account_required: bool = False
     directives: tuple[str, ...] = ()
     container_runtime: str = "none"
     image_dir: str | None = None

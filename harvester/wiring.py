@@ -75,6 +75,7 @@ def make_central(
             ca_file=choice.ca_file,
             timeout_s=choice.timeout_s,
             harvester=harvester_name(site),
+            use_proxy=not site.network.unset_proxy,
         )
 
     try:
@@ -100,7 +101,14 @@ def make_task_client(
 
 
 def make_daemon(site: Site, overrides: CentralOverrides | None = None) -> Daemon:
-    """The daemon of a site, with production's clock, files and worker threads."""
+    """The daemon of a site, with production's clock, files and worker threads.
+
+    Raises:
+        ConfigurationError: the centre wants an account and the site file names none.
+    """
+    if site.account_required and not site.account:
+        expected = "expected your project's account in a site file that extends this one"
+        raise ConfigurationError(Problem(f"site {site.name}", "account", "", expected))
     from harvester.clock import SystemClock
     from harvester.daemon import Daemon
     from harvester.effects import ThreadEffects

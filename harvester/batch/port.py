@@ -45,6 +45,7 @@ class BatchJob:
     directory: Path  # the allocation's directory; batch.out goes there
     command: tuple[str, ...]  # what the script executes on its first node
     queue: str = ""
+    queue_kind: str = "queue"  # queue | qos: what Slurm's name for it means
     account: str = ""
     gpus_per_node: int = 0
     gpu_request: str = "gres"  # how Slurm is asked for them: gres | gpus-per-node

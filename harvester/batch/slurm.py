@@ -170,7 +170,8 @@ def script_options(job: BatchJob) -> tuple[str, ...]:
         "--requeue" if job.requeue else "--no-requeue",
     ]
     if job.queue:
-        options.append(f"--partition={plain_word('queue', job.queue)}")
+        kind = "qos" if job.queue_kind == "qos" else "partition"
+        options.append(f"--{kind}={plain_word('queue', job.queue)}")
     if job.account:
         options.append(f"--account={plain_word('account', job.account)}")
     if job.gpus_per_node:

@@ -66,12 +66,19 @@ class Http:
     """Calls to one service. May be used by several threads."""
 
     def __init__(
-        self, url: str, token_file: Path, ca_file: Path | None = None, timeout_s: float = 30.0
+        self,
+        url: str,
+        token_file: Path,
+        ca_file: Path | None = None,
+        timeout_s: float = 30.0,
+        *,
+        use_proxy: bool = True,
     ) -> None:
         self.url = url.rstrip("/")
         self._token_file = token_file
         self._ca_file = ca_file
         self._timeout_s = timeout_s
+        self._use_proxy = use_proxy
         self._clock = SystemClock()
         self._session: requests.Session | None = None
         self._token = ""
@@ -234,7 +241,8 @@ class Http:
 
             session = requests.Session()
             # A proxy from the environment has no business between us and our own machine.
-            session.trust_env = not is_loopback(urlsplit(self.url).hostname or "")
+            ours = is_loopback(urlsplit(self.url).hostname or "")
+            session.trust_env = self._use_proxy and not ours
             session.verify = str(self._ca_file) if self._ca_file is not None else True
             self._session = session
         return self._session

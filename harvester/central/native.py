@@ -35,8 +35,9 @@ class NativeCentral:
         ca_file: Path | None = None,
         timeout_s: float = 30.0,
         harvester: str = "harvester",
+        use_proxy: bool = True,
     ) -> None:
-        self._http = Http(url, token_file, ca_file, timeout_s)
+        self._http = Http(url, token_file, ca_file, timeout_s, use_proxy=use_proxy)
         self._harvester = harvester
 
     def lease(self, request: LeaseRequest) -> LeaseReply:

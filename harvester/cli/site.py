@@ -35,15 +35,15 @@ def list_sites(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show what the harvester makes of a site file (a name, or a path)."""
+    """Show what the harvester makes of a site file (a name, or a path), and the values' sources."""
     from harvester.config import load_site_file
     from harvester.views.sites import site_json, site_screen
 
     found = load_site_file(name, os.environ)
     if as_json:
-        print_json(site_json(found.site, found.layers))
+        print_json(site_json(found))
     else:
-        print_text(site_screen(found.site, found.layers))
+        print_text(site_screen(found))
 
 
 @site.command()

@@ -3,27 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from harvester.quantities import format_duration
+from harvester.config import Origin, SiteFile
+from harvester.quantities import format_duration, format_instant
 from harvester.site import Queue, Site
-from harvester.views.text import clean, columns
+from harvester.views.text import WIDTH, clean, columns
 
 
-def site_screen(site: Site, layers: Sequence[Path]) -> str:
-    """The site's values, and the files they come from, the topmost first."""
+def site_screen(found: SiteFile) -> str:
+    """The site's values, what the policy decided, and where each value comes from."""
+    site = found.site
     lines = [f"{site.name}: {clean(site.description) or 'no description'}"]
     lines += [f"  {name:<14} {clean(value)}" for name, value in _values(site)]
-    lines += ["", _queue_table(site.queues), "", "  Read from, the first wins:"]
-    lines += [f"    {path}" for path in layers]
+    lines += ["", _queue_table(site.queues)]
+    if found.rulings:
+        lines += ["", "  Decided by the administrator's policy:"]
+        lines += [
+            f"    {ruling.key} is {clean(ruling.value)} (the site file says "
+            f"{clean(ruling.instead_of)})"
+            for ruling in found.rulings
+        ]
+    lines += ["", "  Where the values come from:", *_sources(found.origins)]
+    lines += ["", "  Read from, the first wins:"]
+    lines += [f"    {path}" for path in found.layers]
     return "\n".join(lines)
 
 
-def site_json(site: Site, layers: Sequence[Path]) -> dict[str, Any]:
+def site_json(found: SiteFile) -> dict[str, Any]:
     """The same for programs."""
-    return {**dataclasses.asdict(site), "layers": [str(path) for path in layers]}
+    return {
+        **dataclasses.asdict(found.site),
+        "layers": [str(path) for path in found.layers],
+        "origins": [dataclasses.asdict(origin) for origin in found.origins],
+        "policy": [dataclasses.asdict(ruling) for ruling in found.rulings],
+    }
+
+
+def _sources(origins: Sequence[Origin]) -> Iterator[str]:
+    grouped: dict[str, list[str]] = {}
+    for origin in origins:
+        grouped.setdefault(_words(origin), []).append(origin.key)
+    for source, keys in grouped.items():
+        yield f"    {clean(source)}:"
+        yield from textwrap.wrap(
+            clean(", ".join(keys)), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+
+
+def _words(origin: Origin) -> str:
+    match origin.source:
+        case None:
+            return f"set in {origin.file}"
+        case "unsourced":
+            return "UNSOURCED, from general knowledge; check with the centre"
+        case "chosen":
+            return "chosen here, not the centre's"
+    return origin.source if origin.date is None else f"{origin.source} ({origin.date})"
 
 
 def _values(site: Site) -> Iterator[tuple[str, object]]:
@@ -38,7 +76,12 @@ def _values(site: Site) -> Iterator[tuple[str, object]]:
     yield "central", site.central.url or "the one that runs on this machine"
     yield "runner", f"{site.runner.python}, transport {site.runner.transport}"
     yield "launcher", " ".join(site.runner.launcher) or "none"
-    yield "containers", site.container_runtime
+    only = ", bare payloads are refused" if site.containers_only else ""
+    yield "containers", f"{site.container_runtime}{only}"
+    yield "network", _network(site)
+    for window in site.reservations:
+        start, end = format_instant(window.start), format_instant(window.end)
+        yield "maintenance", f"{start} to {end}: {window.why}"
     yield (
         "budgets",
         f"a query every {format_duration(budgets.query_interval_s)}, "
@@ -52,10 +95,28 @@ def _values(site: Site) -> Iterator[tuple[str, object]]:
     )
 
 
+_REACH = {
+    "none": "compute nodes reach nothing outside",
+    "proxy": "compute nodes reach the outside through a proxy",
+    "outbound": "compute nodes reach the outside",
+    "unknown": "not known what compute nodes reach",
+}
+
+
+def _network(site: Site) -> str:
+    found = [_REACH[site.network.compute]]
+    if site.network.unset_proxy:
+        found.append("the login node's proxy is not used")
+    if site.network.inter_job is not None:
+        reach = "reach" if site.network.inter_job else "do not reach"
+        found.append(f"nodes of different jobs {reach} each other")
+    return "; ".join(found)
+
+
 def _queue_table(queues: Sequence[Queue]) -> str:
     rows = [
         (
-            queue.name,
+            queue.name + (" (routes)" if queue.routes_to else ""),
             f"{item.nodes_min}-{item.nodes_max}",
             format_duration(item.walltime_max_s),
             queue.queued_max,

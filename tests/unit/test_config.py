@@ -36,6 +36,8 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str
     return {
         "HOME": str(tmp_path / "home"),
         "SCRATCH": "/scratch/u",
+        "PSCRATCH": "/pscratch/u",
+        "USER": "u",
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
@@ -128,7 +130,8 @@ def test_all_problems_come_at_once_with_line_key_and_value(environ: Mapping[str,
     )
     assert problems(text, environ) == [
         "None account: expected your project's account: this centre requires one",
-        "1 batch_system: expected 'local' or 'slurm'; did you mean slurm?",
+        "1 batch_system: expected 'local', 'slurm', 'gridengine', 'pbs', 'lsf' or 'flux'; "
+        "did you mean slurm?",
         "2 acount: unknown key; did you mean account?",
         "5 node.cores: expected this key; it has no default",
         "5 node.coers: unknown key; did you mean cores?",
