@@ -5,13 +5,16 @@ The section is this project's own; every key is optional::
     "payload": {"nodes": 1, "gpus_per_node": 1, "ranks_per_node": 1, "cores": 4, "memory": "8GB",
                 "expected_minutes": 30, "max_minutes": 120, "start": "single",
                 "environment": {"NAME": "value"}, "warn_signal": "SIGUSR2", "warn_seconds": 30,
-                "priority": 0, "early_stopping": "median"}
+                "kill_seconds": 10,
+                "priority": 0, "early_stopping": "median", "node_hours": 500}
 
-``cores`` and ``memory`` are per node.
+``cores`` and ``memory`` are per node. ``node_hours`` bounds what all attempts of the task may take
+at a site: beyond it none is started.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,7 +43,9 @@ _KEYS = (
     "environment",
     "warn_signal",
     "warn_seconds",
+    "kill_seconds",
     "priority",
+    "node_hours",
     "early_stopping",
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -57,7 +62,9 @@ class PayloadSection:
     environment: Mapping[str, str] = field(default_factory=dict)
     warn_signal: str = "SIGUSR2"
     warn_s: float = 30.0
+    kill_s: float = 10.0
     priority: int = 0  # higher goes first
+    node_hours: float | None = None  # for all attempts at a site together
     early_stopping: str | None = None
 
 
@@ -81,7 +88,9 @@ def read_payload(problems: Problems, section: Any) -> PayloadSection:
         environment=_environment(problems, section.get("environment")),
         warn_signal=fields.one_of("warn_signal", WARN_SIGNALS, "SIGUSR2"),
         warn_s=fields.number("warn_seconds", 30.0, 0, 3600),
+        kill_s=fields.number("kill_seconds", 10.0, 0, 3600),
         priority=fields.whole("priority", 0, -1000, 1000),
+        node_hours=fields.positive("node_hours"),
         early_stopping=_early_stopping(fields),
     )
 
@@ -122,6 +131,15 @@ class _Fields:
         if is_number(value) and 0 < value <= _YEAR_MINUTES:
             return float(value) * 60
         self.wrong(name, "minutes, above 0")
+        return None
+
+    def positive(self, name: str) -> float | None:
+        value = self.given(name)
+        if value is None:
+            return None
+        if is_number(value) and 0 < value < math.inf:
+            return float(value)
+        self.wrong(name, "a number above 0")
         return None
 
     def one_of(self, name: str, known: tuple[str, ...], default: str) -> str:

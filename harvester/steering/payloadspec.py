@@ -41,8 +41,10 @@ def payload_spec(definition: TaskDefinition, segment: str | None = None) -> Payl
         environment=dict(section.environment),
         time_limit_s=section.time_limit_s,
         expected_s=section.expected_s,
+        node_hours=section.node_hours,
         warn_signal=section.warn_signal,
         warn_s=section.warn_s,
+        kill_s=section.kill_s,
     )
     return dataclasses.replace(spec, payload_id=_identify(spec))
 
