@@ -132,6 +132,7 @@ class PayloadSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     time_limit_s: Optional[float] = None  # of one attempt; beyond it the point is to blame
     expected_s: Optional[float] = None  # typical duration as the user declared it
+    node_hours: Optional[float] = None  # that all attempts of the task may take together
     warn_signal: str = "SIGUSR2"
     warn_s: float = 30.0  # warning before SIGTERM, at the drain point
     kill_s: float = 10.0  # SIGTERM before SIGKILL
