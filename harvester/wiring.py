@@ -222,11 +222,18 @@ def _lsf(site: Site) -> BatchSystem:
     return Lsf(whole_nodes=whole_nodes, timeout_s=site.budgets.command_timeout_s)
 
 
+def _flux(site: Site) -> BatchSystem:
+    from harvester.batch.flux import Flux
+
+    return Flux(timeout_s=site.budgets.command_timeout_s)
+
+
 _BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {
     "local": _local,
     "slurm": _slurm,
     "pbs": _pbs,
     "lsf": _lsf,
+    "flux": _flux,
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from harvester.batch.flux import Flux
 from harvester.batch.local import LocalBatch
 from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
@@ -73,6 +74,7 @@ MAKERS: Mapping[str, Callable[[Mapping[str, str]], BatchSystem]] = {
     "slurm": lambda environment: Slurm(environment=environment),
     "pbs": lambda environment: Pbs(environment=environment),
     "lsf": lambda environment: Lsf(environment=environment),
+    "flux": lambda environment: Flux(environment=environment),
 }
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.batch import lsf, pbs, slurm
+from harvester.batch import flux, lsf, pbs, slurm
+from harvester.batch.flux import Flux
 from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem
@@ -40,6 +41,7 @@ SYSTEMS: dict[str, Callable[[], BatchSystem]] = {
     "pbs": Pbs,
     "lsf": Lsf,
     "lsf_jsrun": lambda: Lsf(whole_nodes=True),
+    "flux": Flux,
 }
 each = pytest.mark.parametrize("system", SYSTEMS)
 
@@ -53,6 +55,16 @@ each = pytest.mark.parametrize("system", SYSTEMS)
             "lsf_jsrun",
             Lsf(whole_nodes=True),
             replace(FULL, queue="batch", directives=('-alloc_flags "gpumps smt4 nvme"',)),
+        ),
+        (
+            "flux",
+            Flux(),
+            replace(
+                FULL,
+                queue="pbatch",
+                exclude_nodes=("n1", "n2"),
+                directives=("--conf=resource.noverify=true",),
+            ),
         ),
     ],
 )
@@ -131,6 +143,19 @@ def test_leftovers_of_an_outer_job_do_not_reach_bsub() -> None:
     assert lsf.bsub_environment(base) == kept
 
 
+# --- Flux ---
+
+
+def test_flux_gets_its_paths_as_arguments() -> None:
+    command = Flux().submit_command(replace(JOB, directory=Path("/s p/x")), Path("/s p/b.sh"))
+    assert command == ("flux", "batch", "--cwd=/s p/x", "--output=/s p/x/batch.out", "/s p/b.sh")
+
+
+def test_leftovers_of_an_outer_job_do_not_reach_flux() -> None:
+    base = {"FLUX_JOB_ID": "f7", "FLUX_TASK_RANK": "0", "PMI_RANK": "0", "FLUX_URI": "local:///r"}
+    assert flux.batch_environment(base) == {"FLUX_URI": "local:///r"}
+
+
 # --- walltimes ---
 
 
@@ -156,10 +181,18 @@ def _hours_minutes(text: str) -> int:
     return int(found.group(1)) * 60 + int(found.group(2))
 
 
+def _standard_duration(text: str) -> int:
+    """As RFC 23 has it: a number and a unit; minutes here."""
+    found = re.fullmatch(r"(\d+)m", text)
+    assert found, text
+    return int(found.group(1))
+
+
 WALLTIMES: dict[str, tuple[Callable[[float], str], Callable[[str], int]]] = {
     "slurm": (slurm.walltime_text, _slurm_time),
     "pbs": (pbs.walltime_text, _hours_minutes_seconds),
     "lsf": (lsf.walltime_text, _hours_minutes),
+    "flux": (flux.walltime_text, _standard_duration),
 }
 
 
