@@ -95,8 +95,8 @@ def _drive(name: str, site: Site, overrides: CentralOverrides, *, once: bool) ->
     from harvester.wiring import make_daemon
 
     manager = ServiceManager(os.environ, os.getpid(), time.monotonic)
-    for name in MANAGERS_VARIABLES:
-        os.environ.pop(name, None)  # meant for us, not for schedulers' commands and jobs
+    for variable in MANAGERS_VARIABLES:
+        os.environ.pop(variable, None)  # meant for us, not for schedulers' commands and jobs
     wishes = Wishes(manager)
     wishes.catch_signals()
     while not wishes.leave:

@@ -1,0 +1,193 @@
+"""The installed unit under a real systemd, which is pid 1 of a box of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import wait_until
+
+TOP = Path(__file__).parents[2]
+BOX = TOP / "scripts" / "testbed" / "systemd-in-a-box"
+UNIT = "harvester@boxed.service"
+USER = "nobody"
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
+
+SITE = """\
+name: boxed
+batch_system: slurm
+spool: {{path: {top}/spool, filesystem: local}}
+state: {{dir: {top}/state}}
+node: {{gpus: 4, cores: 64, memory: 512GB}}
+queues:
+  - name: {queue}
+    bins: [{{nodes: 1, walltime: "02:00:00"}}]
+"""
+# What a test cannot wait for, and where the box has no journal.
+DROP_IN = """\
+[Service]
+WatchdogSec=3
+RestartSec=1
+TimeoutStopSec=20
+Environment=HOME={top}/home
+StandardError=append:{top}/daemon.log
+"""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A running systemd with the daemon's unit; ``top`` is the one place that both sides see."""
+
+    top: Path
+    process: subprocess.Popen[bytes]
+
+    def systemctl(self, *words: str) -> str:
+        pid = (self.top / "pid").read_text().strip()
+        enter = ("nsenter", "--all", "--root", "--wd", "--target", pid, "--")
+        done = subprocess.run(
+            (*enter, "/usr/bin/systemctl", *words), capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{words}: {done.stderr}{self.log()}"
+        return done.stdout.strip()
+
+    def shows(self, name: str) -> str:
+        return self.systemctl("show", "--value", f"--property={name}", UNIT)
+
+    def is_active(self, restarts: int) -> bool:
+        return (self.shows("ActiveState"), self.shows("NRestarts")) == ("active", str(restarts))
+
+    def daemon(self) -> int:
+        """The daemon's process id, as this machine counts."""
+        inner = self.shows("MainPID")
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            except OSError:
+                continue  # it ended while we looked
+            spaces = lines.get("NSpid", "").split()
+            if len(spaces) > 1 and spaces[-1] == inner and lines["Name"].strip() == "harvester":
+                return int(spaces[0])
+        raise AssertionError(f"no process {inner} in the box; {self.log()}")
+
+    def log(self) -> str:
+        path = self.top / "daemon.log"
+        return path.read_text() if path.exists() else ""
+
+
+def why_not() -> str | None:
+    if os.getuid() != 0:
+        return "a systemd of its own needs root"
+    if not Path("/lib/systemd/systemd").exists() or shutil.which("nsenter") is None:
+        return "systemd or nsenter is missing"
+    if not any(Path("/sys/fs/cgroup").glob("**/cgroup.procs")):
+        return "no control groups are mounted"
+    return None
+
+
+def prepare(top: Path) -> None:
+    (top / "home").mkdir()
+    for name in ("spool", "state"):
+        (top / name).mkdir(mode=0o700)
+    for path in (top, *top.iterdir()):
+        shutil.chown(path, USER)
+    (top / "site.yaml").write_text(SITE.format(top=top, queue="gpu"))
+    command = ("service", "install", "--system", "--print", "--run-as", USER)
+    done = subprocess.run(
+        (sys.executable, "-m", "harvester", *command, "--site", str(top / "site.yaml")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    units = top / "units"
+    (units / f"{UNIT}.d").mkdir(parents=True)
+    (units / UNIT).write_text(done.stdout)
+    (units / f"{UNIT}.d" / "box.conf").write_text(DROP_IN.format(top=top))
+    wanted = units / "multi-user.target.wants"
+    wanted.mkdir()
+    (wanted / UNIT).symlink_to(f"../{UNIT}")
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    top = tmp_path / "box"
+    top.mkdir()
+    prepare(top)
+    seen = {str(TOP), sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")}
+    own = [path for path in sorted(seen) if not path.startswith("/usr")]
+    with (top / "systemd.log").open("wb") as log:
+        process = subprocess.Popen((BOX, top, *own), stdout=log, stderr=log)
+    started = Box(top, process)
+    try:
+        wait_until(lambda: (top / "pid").exists() or process.poll() is not None, 30)
+        assert process.poll() is None, (top / "systemd.log").read_text()
+        yield started
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def settled(box: Box, restarts: int) -> None:
+    def active() -> bool:
+        try:
+            return box.is_active(restarts)
+        except AssertionError:
+            return False  # systemd does not answer yet
+
+    try:
+        wait_until(active, 60)
+    except AssertionError as error:
+        words = box.systemctl("status", "--full", UNIT)
+        raise AssertionError(f"{words}\n{box.log()}") from error
+
+
+def test_unit_lives_its_whole_life_under_systemd(box: Box) -> None:
+    settled(box, restarts=0)
+    first = box.daemon()
+    status = Path(f"/proc/{first}/status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    assert "Seccomp:\t2" in status
+    assert Path(f"/proc/{first}").stat().st_uid == (box.top / "home").stat().st_uid
+
+    # A daemon that decides no more is killed and started again, and takes over at once.
+    os.kill(first, signal.SIGSTOP)
+    settled(box, restarts=1)
+    second = box.daemon()
+    assert second != first
+    assert "Take over from a dead process" in box.log()
+
+    # SIGHUP: a new site file, the same process.
+    (box.top / "site.yaml").write_text(SITE.format(top=box.top, queue="debug"))
+    box.systemctl("reload", UNIT)
+    wait_until(lambda: "Reloads the site file" in box.log(), 30)
+    assert box.daemon() == second
+
+    # SIGTERM: the step in hand, the lease released, exit code 0.
+    box.systemctl("stop", UNIT)
+    assert (box.shows("Result"), box.shows("ExecMainStatus")) == ("success", "0")
+    assert json.loads((box.top / "spool" / "lease.json").read_text())["released"] is True
+    assert "Traceback" not in box.log()
+
+
+def test_a_site_file_that_is_wrong_is_not_tried_again(box: Box) -> None:
+    settled(box, restarts=0)
+    (box.top / "site.yaml").write_text("name: boxed\nbatch_system: slurn\n")
+    box.systemctl("stop", UNIT)
+    box.systemctl("start", "--no-block", UNIT)
+    wait_until(lambda: box.shows("ActiveState") == "failed", 30)
+    assert box.shows("ExecMainStatus") == "78"
+    assert "batch_system" in box.log()
