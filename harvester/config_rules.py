@@ -52,6 +52,12 @@ def _gpu_request(values: Mapping[str, Any]) -> Iterator[Finding]:
             )
 
 
+def _containers_only(values: Mapping[str, Any]) -> Iterator[Finding]:
+    containers = _part(values, "containers")
+    if containers.get("only") is True and containers.get("runtime", "none") == "none":
+        yield ("containers", "runtime"), "expected a runtime: bare payloads are refused here"
+
+
 def _memory_request(values: Mapping[str, Any]) -> Iterator[Finding]:
     if _part(values, "submission").get("memory_request") is not False:
         return
@@ -206,6 +212,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _nodes_in_bins,
     _filesystems,
     _gpu_request,
+    _containers_only,
     _memory_request,
     _routing,
     _gpu_order,

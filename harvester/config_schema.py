@@ -271,6 +271,7 @@ class ContainerKeys(_Part):
     """Which container runtime the nodes have."""
 
     runtime: Runtime = "none"
+    only: bool = False
     image_dir: Directory | None = None
 
 

@@ -64,6 +64,7 @@ class Expansion:
             directives=(*keys.directives, *_filesystems(keys)),
             container_runtime=keys.containers.runtime,
             image_dir=_text(self._path(("containers", "image_dir"), keys.containers.image_dir)),
+            containers_only=keys.containers.only,
             submission=_submission(keys),
             network=_network(keys),
             reservations=_reservations(keys),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from harvester.errors import ConfigurationError
 from harvester.site import Site
 from harvester.steering.options import OPTIONS, Option, Standing
 from harvester.steering.taskfile import TaskDefinition, load_task
+
+if TYPE_CHECKING:
+    from harvester.planning.forecast import Forecast
 
 # Ours under the same name, or the command line's own under another.
 _OWN = frozenset({"loadJson", "site", "noSubmit", "verbose", "version", "python3", "dumpJson"})
@@ -66,10 +69,14 @@ def submit(
     sites = _sites(site, must_exist=dry_run)
     definition = _definition(load_json, options, sites)
     remarks = _remarks(definition, sites)
+    forecasts = _forecasts(definition, sites)
+    for found in forecasts:
+        note(found.sentence)
+    remarks += [remark for found in forecasts for remark in found.warnings]
     for remark in remarks:
         note(f"warning: {remark}")
     if dry_run or definition.config.get("noSubmit"):
-        _show(definition, remarks, as_json)
+        _show(definition, remarks, forecasts, as_json)
         return
     directory = Path.cwd() if load_json is None else load_json.parent
     reply = task_client(central, token_file).submit(
@@ -78,7 +85,8 @@ def submit(
     for remark in set(reply.warnings) - set(remarks):
         note(f"warning: {remark}")
     if as_json:
-        print_json({"task": reply.task, "name": definition.name, "warnings": remarks})
+        costs = _costs(forecasts)
+        print_json({"task": reply.task, "name": definition.name, "warnings": remarks, **costs})
     else:
         print_text(f"Submitted {definition.name!r} as task {reply.task}.")
 
@@ -122,20 +130,53 @@ def _remarks(definition: TaskDefinition, sites: Mapping[str, Site | None]) -> li
     return list(dict.fromkeys(found or warnings(definition)))
 
 
+def _forecasts(definition: TaskDefinition, sites: Mapping[str, Site | None]) -> list[Forecast]:
+    """What the search will cost at each site whose file is here."""
+    from harvester.planning.forecast import forecast
+
+    payload = definition.payload
+    found = [
+        forecast(
+            site,
+            shape=payload.shape,
+            points=definition.total_points,
+            expected_s=payload.expected_s,
+            budget=payload.node_hours,
+        )
+        for site in sites.values()
+        if site is not None
+    ]
+    return [item for item in found if item is not None]
+
+
+def _costs(forecasts: list[Forecast]) -> dict[str, Any]:
+    return {"node_hours": {found.site: found.node_hours for found in forecasts}}
+
+
 def _travelling(definition: TaskDefinition, directory: Path) -> dict[str, Path]:
     from harvester.steering.travelling import input_paths
 
     return input_paths(definition.files, directory)
 
 
-def _show(definition: TaskDefinition, remarks: list[str], as_json: bool) -> None:
+def _show(
+    definition: TaskDefinition, remarks: list[str], forecasts: list[Forecast], as_json: bool
+) -> None:
     from harvester.steering.payloadspec import payload_specs
     from payload_runner.protocol import to_fields
 
     payloads = [to_fields(spec) for spec in payload_specs(definition).values()]
     if as_json:
         document = definition.to_document()
-        print_json({"dry_run": True, "task": document, "payloads": payloads, "warnings": remarks})
+        print_json(
+            {
+                "dry_run": True,
+                "task": document,
+                "payloads": payloads,
+                "warnings": remarks,
+                **_costs(forecasts),
+            }
+        )
     else:
         print_text(_screen(definition))
 

@@ -10,6 +10,7 @@ from harvester.daemon.desk import Desk
 from harvester.model import AllocationState, AttemptId, AttemptState, PayloadSpec, Tag, TaskId
 from harvester.planning.estimates import DurationEstimate, estimate_duration
 from harvester.planning.facts import AllocationFacts, PlanInput, WaitingAttempt
+from harvester.planning.shapes import node_share
 from harvester.store.allocations import AllocationRow
 from harvester.store.attempts import LiveAttempt
 
@@ -68,6 +69,8 @@ def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
         submissions_left=submissions_left(desk) if outlook.may_submit else 0,
         walltime_step_s=desk.batch.capabilities.walltime_step_s,
         node_hours_left=_node_hours_left(desk),
+        task_node_hours_left=_task_node_hours_left(desk),
+        now=desk.clock.now(),
         stopping=desk.stopping,
     )
 
@@ -144,6 +147,7 @@ def _waiting(desk: Desk, live: LiveAttempt, outlook: Outlook) -> WaitingAttempt:
         cut_s=live.cut_s,
         grace_s=payload.warn_s + payload.kill_s,
         handed_back_by=live.returned_by,
+        forbidden=_forbidden(desk, payload),
     )
 
 
@@ -161,6 +165,7 @@ def _typical(desk: Desk, outlook: Outlook) -> WaitingAttempt | None:
         limit_s=payload.time_limit_s,
         high_s=high_s(task, outlook.durations),
         grace_s=payload.warn_s + payload.kill_s,
+        forbidden=_forbidden(desk, payload),
     )
 
 
@@ -184,9 +189,34 @@ def _allocation(
     )
 
 
+def _forbidden(desk: Desk, payload: PayloadSpec) -> str | None:
+    if desk.site.containers_only and payload.container is None:
+        return f"site {desk.site.name} runs containers only; submit with evaluationContainer"
+    return None
+
+
 def _node_hours_left(desk: Desk) -> float | None:
-    budget = desk.site.budgets.node_hours_per_day
-    if budget is None:
-        return None
-    asked = desk.store.allocations.node_seconds_since(desk.clock.now() - DAY_S)
-    return max(0.0, budget - asked / HOUR_S)
+    budgets = desk.site.budgets
+    windows = (
+        (budgets.node_hours_per_day, desk.clock.now() - DAY_S),
+        (budgets.node_hours_total, 0.0),
+    )
+    left = [
+        budget - desk.store.allocations.node_seconds_since(since) / HOUR_S
+        for budget, since in windows
+        if budget is not None
+    ]
+    return max(0.0, min(left)) if left else None
+
+
+def _task_node_hours_left(desk: Desk) -> dict[TaskId, float]:
+    """Of each task with a budget and an open lease: what its ended attempts have left over."""
+    left = {}
+    for task, payload in desk.store.leases.budgeted():
+        shares = (
+            node_share(desk.store.leases.payload(payload_id).shape, desk.site.node) * seconds
+            for payload_id, seconds in desk.store.attempts.spent_s(task).items()
+            if seconds > 0
+        )
+        left[task] = (payload.node_hours or 0.0) - sum(shares) / HOUR_S
+    return left

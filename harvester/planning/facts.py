@@ -25,6 +25,7 @@ class WaitingAttempt:
     cut_s: float = 0.0  # longest run of this point that walltime cut off and that saved nothing
     grace_s: float = 0.0  # from the warning to the kill, when its allocation ends
     handed_back_by: tuple[Tag, ...] = ()  # allocations that would not start it: not again there
+    forbidden: str | None = None  # why the site does not let it run at all, as a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,10 @@ class PlanInput:
     submissions_left: int = 0  # budget; 0 also while the breaker is open
     walltime_step_s: float = 1.0  # the batch system rounds requests up to a multiple of this
     node_hours_left: float | None = None  # after what live allocations may still use
+    task_node_hours_left: Mapping[TaskId, float] = field(
+        default_factory=dict
+    )  # of tasks with a budget, after what their ended attempts took
+    now: float = 0.0  # wall clock, for maintenance windows
     stopping: bool = False  # STOP file or a drain request: submit and order nothing
 
 

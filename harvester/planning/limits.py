@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from harvester.model import AllocationState
 from harvester.planning.facts import NewAllocation, PlanInput
 from harvester.planning.overhead import Overhead
+from harvester.planning.windows import Window, next_window
 from harvester.site import Queue, Site
 
 _STARTED = (AllocationState.RUNNING, AllocationState.DRAINING)
@@ -65,6 +66,7 @@ class Limits:
     per_queue: Mapping[str, int]
     node_hours: float | None
     walltime_step_s: float = 1.0
+    window: Window | None = None  # the next maintenance
 
     @classmethod
     def of(cls, facts: PlanInput) -> Limits:
@@ -74,11 +76,11 @@ class Limits:
         ours_waiting = Counter(found.queue for found in live if found.state not in _STARTED)
         room = {}
         for queue in facts.site.queues:
-            others = facts.other_jobs.get(queue.name, (0, 0))
+            waiting, running = _others(queue, facts)
             room[queue.name] = _room(
                 queue,
-                waiting=ours_waiting[queue.name] + others[0],
-                running=ours_started[queue.name] + others[1],
+                waiting=ours_waiting[queue.name] + waiting,
+                running=ours_started[queue.name] + running,
             )
         allowed = facts.site.budgets.jobs_in_flight
         return cls(
@@ -88,6 +90,7 @@ class Limits:
             per_queue=room,
             node_hours=facts.node_hours_left,
             walltime_step_s=facts.walltime_step_s,
+            window=next_window(facts.site.reservations, facts.now),
         )
 
     def refusal(self, offer: Offer) -> str | None:
@@ -101,6 +104,8 @@ class Limits:
             return f"all {self.jobs_allowed} jobs that the site's budget allows are in flight"
         if self.per_queue[offer.queue.name] <= 0:
             return f"queue {offer.queue.name} takes no more jobs of this user now"
+        if self.window is not None and self._usable_s(offer, self.window.in_s) <= 0:
+            return self.window.sentence
         if offer.overhead.usable_s(self.walltime_s(offer, offer.nodes_min)) <= 0:
             return (
                 f"the node-hours left ({self.node_hours:.1f}) do not pay for an allocation of "
@@ -109,11 +114,19 @@ class Limits:
         return None
 
     def walltime_s(self, offer: Offer, nodes: int) -> float:
-        """The longest walltime that offer and node-hours allow for so many nodes."""
-        if self.node_hours is None:
-            return offer.walltime_max_s
-        steps = math.floor(self.node_hours * 3600 / nodes / self.walltime_step_s)
-        return min(offer.walltime_max_s, steps * self.walltime_step_s)
+        """The longest walltime that offer, node-hours and maintenance allow for so many nodes."""
+        longest = offer.walltime_max_s
+        if self.window is not None:
+            longest = min(longest, self._whole_steps(self.window.in_s))
+        if self.node_hours is not None:
+            longest = min(longest, self._whole_steps(self.node_hours * 3600 / nodes))
+        return longest
+
+    def _usable_s(self, offer: Offer, walltime_s: float) -> float:
+        return offer.overhead.usable_s(min(offer.walltime_max_s, self._whole_steps(walltime_s)))
+
+    def _whole_steps(self, seconds: float) -> float:
+        return math.floor(seconds / self.walltime_step_s) * self.walltime_step_s
 
     def granted_s(self, asked_s: float) -> float:
         """The walltime that the batch system makes of such a request."""
@@ -132,6 +145,20 @@ class Limits:
             },
             node_hours=None if hours is None else hours - chosen.nodes * chosen.walltime_s / 3600,
         )
+
+
+def _others(queue: Queue, facts: PlanInput) -> tuple[int, int]:
+    """Jobs of others, waiting and running, that count against a queue's limits.
+
+    Behind a routing queue they are listed under other names; a QOS is not what jobs are listed
+    by, so that every job in a queue that the site does not know counts against it.
+    """
+    names = {queue.name, *queue.routes_to}
+    if queue.kind == "qos":
+        known = {item.name for item in facts.site.queues if item.kind == "queue"}
+        names |= set(facts.other_jobs) - known
+    found = [facts.other_jobs.get(name, (0, 0)) for name in names]
+    return sum(waiting for waiting, _ in found), sum(running for _, running in found)
 
 
 def _room(queue: Queue, *, waiting: int, running: int) -> int:

@@ -13,6 +13,7 @@ from harvester.planning.facts import AllocationFacts, NewAllocation, Plan, PlanI
 from harvester.planning.limits import Limits, Offer, offers
 from harvester.planning.orders import ahead, left_s, order_attempts
 from harvester.planning.overhead import Overhead, overhead_of
+from harvester.planning.permission import permitted
 from harvester.planning.shapes import misfit, slots
 from harvester.planning.sizing import (
     Demand,
@@ -36,6 +37,7 @@ def plan(facts: PlanInput) -> Plan:
     overhead = overhead_of(facts)
     bins = offers(facts.site, overhead)
     estimator = _estimator(facts, bins)
+    held, (facts, forbidden) = _held(facts), permitted(facts, estimator)
     orders = order_attempts(facts, estimator, overhead)
     ordered = {attempt for attempt, _ in orders}
     left = tuple(item for item in facts.waiting if item.attempt not in ordered)
@@ -48,10 +50,13 @@ def plan(facts: PlanInput) -> Plan:
     return Plan(
         submit=submit,
         orders=orders,
-        lease=_points_to_lease(facts, submit, bins, overhead),
+        lease=max(0, _points_wanted(facts, submit, bins, overhead) - held),
         close=_allocations_to_close(facts),
         cancel=_allocations_to_cancel(facts, estimator),
-        blocked=_blocked(facts, left, submit, bins, limits, estimator, overhead),
+        blocked={
+            **forbidden,
+            **_blocked(facts, left, submit, bins, limits, estimator, overhead),
+        },
     )
 
 
@@ -90,10 +95,17 @@ def _with_orders(facts: PlanInput, orders: Sequence[tuple[AttemptId, Tag]]) -> P
     )
 
 
-def _points_to_lease(
+def _held(facts: PlanInput) -> int:
+    """Points that are ours and have not ended; those that may not run count too."""
+    return len(facts.waiting) + sum(
+        len(found.ordered) + len(found.running) for found in facts.allocations
+    )
+
+
+def _points_wanted(
     facts: PlanInput, submit: Sequence[NewAllocation], bins: Sequence[Offer], overhead: Overhead
 ) -> int:
-    """Points to ask for, so that the slots in flight have work now and when they next are free."""
+    """Points to hold, so that the slots in flight have work now and when they next are free."""
     nodes = [found.nodes for found in facts.allocations if usable_s(found, overhead) > 0]
     nodes += [chosen.nodes for chosen in submit]
     if not nodes:
@@ -101,11 +113,7 @@ def _points_to_lease(
         # allocation of the first kind that the site offers. Also while nothing may be submitted:
         # only points that wait make it worth asking the batch system whether it is well again.
         nodes = [bins[0].nodes_max] if bins else []
-    wanted = math.ceil(sum(_slots(facts, count) for count in nodes) * _lookahead(facts))
-    held = len(facts.waiting) + sum(
-        len(found.ordered) + len(found.running) for found in facts.allocations
-    )
-    return max(0, wanted - held)
+    return math.ceil(sum(_slots(facts, count) for count in nodes) * _lookahead(facts))
 
 
 def _slots(facts: PlanInput, nodes: int) -> int:

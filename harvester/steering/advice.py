@@ -153,6 +153,8 @@ def _other_problems(definition: TaskDefinition, site: Site) -> _Found:
             "this site has no container runtime; set container_runtime in its file or leave the "
             "container out",
         )
+    if definition.container is None and site.containers_only:
+        yield "evaluationContainer", "", "expected an image: this site runs containers only"
     if definition.sites and site.name not in definition.sites:
         yield "site", ", ".join(definition.sites), f"expected {site.name} among the task's sites"
 

@@ -51,6 +51,11 @@ class AllocationRow:
     end_said_at: float | None
 
 
+# A job that has ended took what it had; one that never started took nothing.
+_SPENT_S = (
+    "CASE WHEN state != 'ended' THEN walltime_s WHEN started_at IS NULL THEN 0"
+    " ELSE min(walltime_s, max(0, coalesce(ended_at, started_at + walltime_s) - started_at)) END"
+)
 _COLUMNS = ", ".join(AllocationRow.__dataclass_fields__)
 
 
@@ -156,9 +161,9 @@ class Allocations:
         return tuple(reversed(found))
 
     def node_seconds_since(self, instant: float) -> float:
-        """Node seconds asked for by what was planned since an instant."""
+        """Node seconds of what was planned since an instant: had, or still possible."""
         row = self._connection.execute(
-            "SELECT coalesce(sum(nodes * walltime_s), 0) FROM allocations WHERE planned_at >= ?",
+            f"SELECT coalesce(sum(nodes * {_SPENT_S}), 0) FROM allocations WHERE planned_at >= ?",
             (instant,),
         ).fetchone()
         return float(row[0])

@@ -303,6 +303,15 @@ class Attempts:
             found.setdefault(task, []).append(duration)
         return found
 
+    def spent_s(self, task: TaskId) -> dict[str, float]:
+        """Payload -> run time of the task's attempts that have ended, whatever their outcome."""
+        rows = self._connection.execute(
+            "SELECT l.payload_id, sum(a.duration_s) FROM attempts a JOIN leases l"
+            f" ON l.lease = a.lease WHERE a.task = ? AND NOT a.{_LIVE} GROUP BY l.payload_id",
+            (task,),
+        )
+        return {payload_id: float(seconds) for payload_id, seconds in rows}
+
     def done_s(self, attempt: AttemptId) -> float:
         """Run time that the attempt's checkpoint carries over from its predecessors."""
         row = self._connection.execute(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harvester.model import AttemptId, LeasedPoint, LeaseId, PayloadSpec
+from harvester.model import AttemptId, LeasedPoint, LeaseId, PayloadSpec, TaskId
 from payload_runner.protocol import from_fields, to_fields
 
 
@@ -71,6 +71,17 @@ class Leases:
         """The payloads of leases that are open."""
         rows = self._connection.execute("SELECT DISTINCT payload_id FROM leases WHERE closed = 0")
         return tuple(self.payload(payload_id) for (payload_id,) in rows.fetchall())
+
+    def budgeted(self) -> tuple[tuple[TaskId, PayloadSpec], ...]:
+        """Tasks with node-hours of their own that have open leases or sent the newest payload."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT task, payload_id FROM leases WHERE closed = 0"
+        )
+        newest = self.newest_payload()
+        found = {TaskId(task): self.payload(payload_id) for task, payload_id in rows.fetchall()}
+        if newest is not None:
+            found.setdefault(TaskId(newest[0]), newest[1])
+        return tuple((task, spec) for task, spec in found.items() if spec.node_hours is not None)
 
     def newest_payload(self) -> tuple[str, PayloadSpec] | None:
         """Task and payload of the newest lease: what the next points will probably be like."""

@@ -49,6 +49,8 @@ def _payload(definition: TaskDefinition) -> Iterator[str]:
     yield f"  shape       {nodes}, {shape.gpus_per_node:g} GPU each, {shape.ranks_per_node} rank(s)"
     if payload.expected_s is not None:
         yield f"  expected    {format_duration(payload.expected_s)} per evaluation"
+    if payload.node_hours is not None:
+        yield f"  budget      {payload.node_hours:g} node-hours at a site"
     if payload.time_limit_s is not None:
         yield f"  limit       {format_duration(payload.time_limit_s)} per evaluation"
     rule = definition.checkpoint

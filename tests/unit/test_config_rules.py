@@ -69,6 +69,11 @@ def test_sound_site_breaks_no_rule() -> None:
             "submission.gpu_request other than none",
         ),
         (
+            {"containers": {"only": True}},
+            "containers.runtime",
+            "expected a runtime: bare payloads are refused here",
+        ),
+        (
             {"submission": {"memory_request": False}, "directives": ["--mem=64G"]},
             "directives",
             "'--mem=64G' asks for memory, which jobs of this centre cannot do",
