@@ -18,6 +18,8 @@ Finding = tuple[Key, str]  # the key concerned, and the sentence
 
 # Slurm: --mem, --mem-per-cpu, --mem-per-gpu; PBS and Grid Engine: -l mem=, select=...:mem=.
 _MEMORY_REQUEST = re.compile(r"--mem\b|--mem-per-|\b(?:p?v?mem|h_vmem|mem_free)=|\brusage\[mem=")
+# With what agents are usually started there; without a launcher they all run on one host.
+_LAUNCHED_BY = {"slurm": "srun", "pbs": "mpiexec", "lsf": "jsrun", "flux": "flux run"}
 LAUNCHERS = ("flux", "jsrun", "mpiexec", "mpirun", "qrsh", "srun")
 
 
@@ -133,8 +135,14 @@ def _launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield key, "expected none: the local batch system starts agents itself"
     elif words and PurePosixPath(words[0]).name not in LAUNCHERS:
         yield key, f"unknown launcher {words[0]!r}; expected one of {', '.join(LAUNCHERS)}"
-    elif not words and values.get("batch_system") == "slurm" and _largest(values) > 1:
-        yield key, "expected a launcher such as srun: a queue allows more than one node"
+    elif not words and values.get("batch_system") in _LAUNCHED_BY and _largest(values) > 1:
+        usual = _LAUNCHED_BY[values["batch_system"]]
+        yield key, f"expected a launcher such as {usual}: a queue allows more than one node"
+
+
+def _requeue(values: Mapping[str, Any]) -> Iterator[Finding]:
+    if values.get("requeue") is True and values.get("batch_system") == "flux":
+        yield ("requeue",), "expected false: Flux starts no job a second time"
 
 
 def _queue_names(values: Mapping[str, Any]) -> Iterator[Finding]:
@@ -205,6 +213,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _account,
     _spool,
     _launcher,
+    _requeue,
     _queue_names,
     _bins_leave_time,
     _virtual_nodes,

@@ -106,6 +106,24 @@ def test_sound_site_breaks_no_rule() -> None:
             "reservations.0.to",
             "expected an instant after `from`",
         ),
+        *[
+            (
+                {"batch_system": system, "runner": {}},
+                "runner.launcher",
+                f"expected a launcher such as {launcher}: a queue allows more than one node",
+            )
+            for system, launcher in (
+                ("slurm", "srun"),
+                ("pbs", "mpiexec"),
+                ("lsf", "jsrun"),
+                ("flux", "flux run"),
+            )
+        ],
+        (
+            {"batch_system": "flux", "runner": {"launcher": ["flux", "run"]}, "requeue": True},
+            "requeue",
+            "expected false: Flux starts no job a second time",
+        ),
     ],
 )
 def test_rule_names_key_and_reason(keys: dict[str, Any], where: str, sentence: str) -> None:

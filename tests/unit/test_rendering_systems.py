@@ -18,6 +18,9 @@ from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem
 from harvester.errors import ConfigurationError
 from harvester.model import Tag
+from harvester.site import RunnerChoice, Site
+from harvester.wiring import make_batch
+from payload_runner.protocol import NodeShape
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -98,6 +101,29 @@ def test_every_batch_script_is_a_script_that_bash_reads(system: str) -> None:
     script = SYSTEMS[system]().render(replace(FULL, directory=Path("/s p/it's $HOME")))
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("system", "launcher", "line"),
+    [
+        ("pbs", "mpiexec", "#PBS -l select=3"),
+        ("lsf", "/opt/bin/jsrun", "#BSUB -nnodes 3"),
+        ("lsf", "mpiexec", "#BSUB -n 3"),
+        ("flux", "flux", "# flux: --nodes=3"),
+    ],
+)
+def test_sites_get_the_batch_system_they_name(system: str, launcher: str, line: str) -> None:
+    site = Site(
+        name="mine",
+        batch_system=system,
+        node=NodeShape(),
+        queues=(),
+        spool=Path("/s"),
+        runner=RunnerChoice(launcher=(launcher,)),
+    )
+    batch = make_batch(site)
+    assert batch.name == system
+    assert line in batch.render(JOB).splitlines()
 
 
 # --- PBS ---
