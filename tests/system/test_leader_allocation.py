@@ -263,6 +263,27 @@ def test_a_launcher_starts_the_agents_that_its_environment_numbers(make: Make) -
     assert allocation.states() == {"0": "succeeded", "1": "succeeded"}
 
 
+@pytest.mark.parametrize("variable", ["JSM_NAMESPACE_RANK", "PALS_RANKID", "FLUX_TASK_RANK"])
+def test_a_launcher_is_told_how_many_agents_and_numbers_them(
+    make: Make, tmp_path: Path, variable: str
+) -> None:
+    jsrun = tmp_path / "jsrun"
+    jsrun.write_text(
+        f'#!/bin/sh\n[ "$1" = -n ] || exit 9\nnodes=$2; shift 2\n'
+        f'for i in $(seq 0 $((nodes - 1))); do {variable}=$i "$@" & done\nwait\n'
+    )
+    jsrun.chmod(0o700)
+    allocation = make(nodes=2, launcher=(str(jsrun), "-n", "{nodes}"))
+    allocation.define(OK)
+    allocation.order(0, 1, 2, 3)
+    allocation.tell("close")
+    assert allocation.start().wait(60) == 0
+    assert set(allocation.states().values()) == {"succeeded"}
+    assert len(allocation.states()) == 4
+    assert [len(fields["nodes"]) for fields in allocation.of("allocation_started")] == [2]
+    assert allocation.of("node_lost") == []
+
+
 @pytest.mark.parametrize(
     ("launcher", "says"),
     [
