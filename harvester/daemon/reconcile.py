@@ -112,7 +112,8 @@ def judge_listed(known: Known, job: ObservedJob) -> Finding | None:
     if job.state is JobState.ENDED:
         return gone(known, job, "batch system")
     state = _STATES[job.state]
-    if state is AllocationState.RUNNING and known.state is AllocationState.DRAINING:
+    said = known.runner in ("draining", "ended")  # a new start of the job has not
+    if state is AllocationState.RUNNING and known.state is AllocationState.DRAINING and said:
         return None  # its runner's word is the finer one
     same = state is known.state and known.job_id == job.job_id
     return None if same else Listed(known.tag, state, job.job_id, job.reason)

@@ -59,6 +59,10 @@ def _opened(store: Store, tag: Tag, at: float, event: protocol.Opened) -> None:
 
 def _started(store: Store, tag: Tag, at: float, event: protocol.AllocationStarted) -> None:
     slots = len(event.nodes) * (event.node.gpus or 1)
+    store.attempts.forget_returns(tag)
+    if store.allocations.state(tag) is AllocationState.DRAINING:
+        why = "its runner has started again"
+        store.allocations.step(tag, AllocationState.RUNNING, at, why, {"reason": None})
     store.allocations.change(
         tag,
         {
@@ -163,9 +167,10 @@ def _draining(store: Store, tag: Tag, at: float, event: protocol.Draining) -> No
 
 
 def _allocation_ended(store: Store, tag: Tag, at: float, event: protocol.AllocationEnded) -> None:
+    row = store.allocations.get(tag)  # an earlier start may have used some as well
     columns = {
-        "slot_seconds": event.slot_seconds,
-        "busy_slot_seconds": event.busy_slot_seconds,
+        "slot_seconds": row.slot_seconds + event.slot_seconds,
+        "busy_slot_seconds": row.busy_slot_seconds + event.busy_slot_seconds,
         "slots_busy": 0.0,
     }
     _drain(store, tag, at, "ended", event.reason, columns)

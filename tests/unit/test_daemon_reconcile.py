@@ -101,7 +101,13 @@ def test_each_state_of_a_job_has_its_state_of_an_allocation(state: JobState, exp
 
 
 def test_a_draining_allocation_stays_so_while_its_job_runs() -> None:
-    assert judge_listed(known(A.DRAINING), job(JobState.RUNNING)) is None
+    assert judge_listed(known(A.DRAINING, runner="draining"), job(JobState.RUNNING)) is None
+
+
+@pytest.mark.parametrize("runner", ["", "up"])
+def test_a_requeued_allocation_that_was_draining_runs_again(runner: str) -> None:
+    finding = judge_listed(known(A.DRAINING, runner=runner), job(JobState.RUNNING))
+    assert finding == Listed(TAG, A.RUNNING, JobId("7"), "")
 
 
 @pytest.mark.parametrize(
