@@ -24,6 +24,11 @@ class Backoff:
         self._failures += 1
         self._until = now + wait * self._rng.uniform(0.5, 1.0)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last thing known is a failure."""
+        return self._failures > 0
+
     def succeeded(self) -> None:
         """Forget the failures."""
         self._failures = 0

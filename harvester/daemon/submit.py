@@ -39,7 +39,14 @@ class Submit:
         """Whether submissions make sense: no outage, no refusal, no series of dead allocations."""
         now = self._desk.clock.monotonic()
         restrained = max(self._refused.due_in(now), self._watch.duds.due_in(now)) > 0
+        # After allocations that ran nothing the next one is a trial, by itself.
+        if self._watch.duds.is_failing and self._has_submitted():
+            restrained = True
         return self._watch.breaker.open_since is None and not restrained
+
+    def _has_submitted(self) -> bool:
+        rows = self._desk.store.allocations.not_ended()
+        return any(row.state is not AllocationState.PLANNED for row in rows)
 
     def may_submit(self) -> bool:
         """Whether a sound and recent look at the batch system allows a submission now."""
@@ -52,7 +59,7 @@ class Submit:
         """
         desk = self._desk
         planned = False
-        wanted = tuple(wanted)
+        wanted = tuple(wanted)[: 1 if self._watch.duds.is_failing else None]
         if wanted and not self.may_submit():
             self._watch.want_look()
             return False

@@ -289,14 +289,19 @@ class WatchBatch:
         )
 
     def _weigh(self, row: AllocationRow) -> None:
-        """Allocations that end before their runner speaks must not be followed by more at once."""
+        """Allocations that end without having run anything must not be followed by more at once.
+
+        Whatever the cause (a dead runner, orders that always come back), it must not become a
+        flood of jobs. One that we closed or cancelled says nothing either way.
+        """
         desk = self._desk
-        if row.runner:
+        if desk.store.attempts.ran_in(row.tag):
             self.duds.succeeded()
             desk.problems.clear("runner")
-        elif row.cancel == 0:
+        elif row.cancel == 0 and not row.closing:
             self.duds.failed(desk.clock.monotonic())
-            what = f"allocation {row.tag} ended before its runner started: {row.end_reason}"
+            when = "without starting an evaluation" if row.runner else "before its runner started"
+            what = f"allocation {row.tag} ended {when}: {row.end_reason}"
             cure = f"look at {desk.spool.allocation(row.tag).output}"
             desk.problems.report("runner", what, cure)
 

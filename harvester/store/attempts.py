@@ -254,6 +254,13 @@ class Attempts:
         # The second condition names the index.
         return self._select(f"tag = ? AND state IN ('ordered', 'running') AND {_LIVE}", (tag,))
 
+    def ran_in(self, tag: Tag) -> bool:
+        """Whether any attempt was started in this allocation."""
+        found = self._connection.execute(
+            "SELECT 1 FROM attempts WHERE tag = ? AND started_at IS NOT NULL LIMIT 1", (tag,)
+        )
+        return found.fetchone() is not None
+
     def live(self) -> tuple[LiveAttempt, ...]:
         """All leased, ordered and running attempts that are wanted, oldest first."""
         rows = self._connection.execute(
