@@ -18,7 +18,7 @@ from harvester import paths
 from harvester.errors import ConfigurationError, NotFound, Problem
 
 if TYPE_CHECKING:
-    from harvester.batch.port import BatchSystem
+    from harvester.batch.port import BatchJob, BatchSystem
     from harvester.central.port import CentralService
     from harvester.central.tasks import TaskClient
     from harvester.daemon import Daemon
@@ -171,7 +171,6 @@ def render_job(
 
     The command is () where the batch system is reached without one.
     """
-    from harvester.batch.commands import SubmitsByCommand
     from harvester.jobs import job_of
     from harvester.model import Tag
     from payload_runner.protocol import SpoolPaths
@@ -185,8 +184,14 @@ def render_job(
         queue=queue,
         runner=spool.runner_dir / "payload_runner.pyz",
     )
+    return render_batch_job(site, job, spool.allocation(tag).script)
+
+
+def render_batch_job(site: Site, job: BatchJob, script: Path) -> tuple[str, tuple[str, ...]]:
+    """A job's batch script, and the command that would submit it from ``script``."""
+    from harvester.batch.commands import SubmitsByCommand
+
     batch = make_batch(site)
-    script = spool.allocation(tag).script
     command = batch.submit_command(job, script) if isinstance(batch, SubmitsByCommand) else ()
     return batch.render(job), command
 

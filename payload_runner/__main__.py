@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
-import socket
 import sys
 from pathlib import Path
 from typing import List, Optional
@@ -33,26 +30,29 @@ def main(argv: Optional[List[str]] = None) -> int:
         return run_agent(words[1:])
     given = _parser().parse_args(words)
     if given.command == "probe":
-        print(json.dumps(probe(), indent=1))
-        return EX_OK
+        return _probe(given)
     return _lead(given)
 
 
-def probe() -> dict[str, object]:
-    """What this node looks like from here, for a site's file."""
-    return {
-        "version": __version__,
-        "python": platform.python_version(),
-        "host": socket.gethostname(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
-        "gpus": [name for name in sorted(os.listdir("/dev")) if re.fullmatch(r"nvidia\d+", name)],
-        "gpu_variables": {
-            name: os.environ[name]
-            for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-            if name in os.environ
-        },
-    }
+def _probe(given: argparse.Namespace) -> int:
+    from payload_runner import probe, probing
+    from payload_runner.protocol import BadRecord, to_fields
+    from payload_runner.transport import runner_command
+
+    if given.directory is None:
+        print(json.dumps(to_fields(probing.look(os.environ)), indent=1))
+        return EX_OK
+    paths = probe.ProbePaths(given.directory.resolve())
+    try:
+        if given.on_node:
+            probe.on_node(paths, given.host)
+        else:
+            probe.lead(paths, runner_command(__file__, sys.executable))
+    except BadRecord as error:
+        return _refuse(EX_DATAERR, error)
+    except OSError as error:
+        return _refuse(EX_IOERR, error)
+    return EX_OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     lead.add_argument("--job-id", help="the batch job (default: as its environment says)")
     lead.add_argument("--restart", type=int, help="how often this job was started before")
     commands.add_parser("agent", help="one node of an allocation; started by the leader")
-    commands.add_parser("probe", help="print what this node looks like, as JSON")
+    probe = commands.add_parser("probe", help="print what this node looks like, as JSON")
+    probe.add_argument(
+        "directory", type=Path, nargs="?", help="of `harvester site probe`: answer it"
+    )
+    probe.add_argument("--on-node", action="store_true", help="started by the launcher")
+    probe.add_argument("--host", help="the node's name (default: as the machine says)")
     return parser
 
 

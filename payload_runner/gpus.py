@@ -50,7 +50,7 @@ def find_resources(
     cores = sorted(os.sched_getaffinity(0))
     if pin:
         # Names that the site has put in order say already which cores are near.
-        near = [] if promised.gpu_names else _cores_near_gpus()
+        near = [] if promised.gpu_names else cores_near_gpus()
         ordered = order_cores(cores, near[: len(gpus)])
     else:
         ordered = list(range(promised.cores)) if promised.cores else cores
@@ -137,7 +137,7 @@ def parse_core_list(text: str) -> FrozenSet[int]:
     return frozenset(found)
 
 
-def _cores_near_gpus() -> List[FrozenSet[int]]:
+def cores_near_gpus() -> List[FrozenSet[int]]:
     """The cores close to each NVIDIA or AMD GPU by bus address; [] where sysfs does not say."""
     addresses = set()
     for path in glob.glob("/sys/bus/pci/devices/*/class"):

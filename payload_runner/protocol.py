@@ -538,6 +538,10 @@ class SpoolPaths:
     def allocations(self) -> Path:
         return self.root / "allocations"
 
+    @property
+    def probes(self) -> Path:
+        return self.root / "probes"
+
     def epoch_claim(self, epoch: int) -> Path:
         return self.leases / str(epoch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 OK = 0
+DIFFERENT = 1  # a check found something that is to be corrected
 USAGE = 64  # the command line is wrong
 DATA = 65  # an input file is wrong
 NO_INPUT = 66  # a named file, task, point or allocation does not exist

@@ -9,12 +9,16 @@ import click
 
 from harvester.cli.options import wrong_argument
 from harvester.cli.output import json_option, note, print_json, print_text
+from harvester.cli.probe import probe
 from harvester.errors import ConfigurationError, Problem
 
 
 @click.group()
 def site() -> None:
     """List, show, check and render site files."""
+
+
+site.add_command(probe)
 
 
 @site.command("list")

@@ -13,7 +13,21 @@ from payload_runner.files import Files
 from payload_runner.protocol import SpoolPaths
 
 _PACKAGE = "payload_runner"
-_MAIN = b"import sys\n\nfrom payload_runner.__main__ import main\n\nsys.exit(main())\n"
+# Loads under interpreters that are too old for the package, so as to say so in a sentence.
+_MAIN = b"""\
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "payload-runner: %s is Python %d.%d; 3.9 or newer is needed, name one in runner.python\\n"
+        % ((sys.executable,) + sys.version_info[:2])
+    )
+    sys.exit(78)
+
+from payload_runner.__main__ import main
+
+sys.exit(main())
+"""
 # The oldest instant that a zip file can hold: the same sources give the same archive.
 _INSTANT = (1980, 1, 1, 0, 0, 0)
 

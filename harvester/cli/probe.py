@@ -1,0 +1,112 @@
+"""``harvester site probe``: measures on the nodes what a site file claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from harvester.cli import exits
+from harvester.cli.output import json_option, note, print_json, print_text
+
+if TYPE_CHECKING:
+    from harvester.probe.job import Probe
+
+_RUNS_S = 60.0
+
+
+@click.command()
+@click.argument("name")
+@click.option("--nodes", type=click.IntRange(min=1), help="[default: 2, or 1 where no queue has 2]")
+@click.option("--queue", metavar="QUEUE", help="[default: the first that takes this shape]")
+@click.option(
+    "--wait",
+    "wait_minutes",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    metavar="MINUTES",
+    help="How long to wait for the job; then it is cancelled.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the job, submit nothing.")
+@json_option
+def probe(
+    name: str,
+    nodes: int | None,
+    queue: str | None,
+    wait_minutes: float,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Measure what a site file claims with a job of one minute, and propose corrections.
+
+    On each node the job looks at Python, cores, memory, GPUs and their order, disks, container
+    runtimes and routes; it calls the launcher twice at a time, and measures how long login and
+    compute nodes take to see each other's files. Exit code 1: something is to be corrected.
+    """
+    chosen = _chosen(name, nodes, queue)
+    if dry_run:
+        _show(chosen)
+        return exits.OK
+    return _run(chosen, wait_minutes * 60, as_json=as_json)
+
+
+def _chosen(name: str, nodes: int | None, queue: str | None) -> Probe:
+    from harvester.config import load_site
+    from harvester.errors import InputError
+    from harvester.jobs import choose_queue
+    from harvester.probe.job import Probe, new_name
+
+    site = load_site(name, os.environ)
+    try:
+        found, _ = choose_queue(site, nodes or 2, _RUNS_S, queue)
+    except InputError:
+        if nodes is not None:
+            raise
+        nodes = 1
+        found, _ = choose_queue(site, nodes, _RUNS_S, queue)
+    return Probe(site=site, nodes=nodes or 2, walltime_s=_RUNS_S, queue=found, name=new_name())
+
+
+def _show(chosen: Probe) -> None:
+    from harvester.wiring import render_batch_job
+    from payload_runner.protocol import SpoolPaths
+
+    runner = SpoolPaths(chosen.site.spool).runner_dir / "payload_runner.pyz"
+    script, command = render_batch_job(chosen.site, chosen.job(runner), chosen.paths.script)
+    if command:
+        note(f"would be submitted with: {shlex.join(command)}")
+    print_text(script.rstrip("\n"))
+
+
+def _run(chosen: Probe, wait_s: float, *, as_json: bool) -> int:
+    from harvester.clock import SystemClock
+    from harvester.probe.findings import are_good, judge, snippet
+    from harvester.probe.job import Ports, run_probe
+    from harvester.views.probe import findings_table
+    from harvester.wiring import make_batch
+    from payload_runner.files import RealFiles
+
+    ports = Ports(make_batch(chosen.site), RealFiles(), SystemClock().monotonic, time.sleep, note)
+    measured = run_probe(chosen, ports, wait_s)
+    findings = judge(chosen.site, measured)
+    good, corrections = are_good(findings), snippet(findings)
+    if as_json:
+        print_json(
+            {
+                "site": chosen.site.name,
+                "good": good,
+                "findings": [dataclasses.asdict(item) for item in findings],
+                "corrections": corrections,
+                "nodes": [dataclasses.asdict(node) for node in measured.nodes],
+            }
+        )
+    else:
+        print_text(findings_table(findings))
+        if corrections:
+            print_text(f"\n# to be laid over {chosen.site.name}\n{corrections}")
+    return exits.OK if good else exits.DIFFERENT
