@@ -26,7 +26,8 @@ Json = Mapping[str, Any]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0 when the search finished, 1 with a sentence when something failed."""
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     root = options.keep or Path(tempfile.mkdtemp(prefix="harvester-demo-"))
     root.mkdir(parents=True, exist_ok=True)
     console = Console()
@@ -61,6 +62,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _interrupt(*_: object) -> None:
+    """Leave, once: what follows must not be interrupted again."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

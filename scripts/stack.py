@@ -4,6 +4,7 @@ and tests: the central service, the daemon and the local batch system, all under
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -85,6 +86,7 @@ class Stack:
         self._central: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
         self._loaded: Site | None = None
+        self._may_have_jobs = False
 
     def __enter__(self) -> Self:
         return self
@@ -129,6 +131,7 @@ class Stack:
 
     def start_daemon(self, *arguments: str) -> None:
         """Start ``harvester run`` for the site."""
+        self._may_have_jobs = True
         self._daemon = self._start("daemon", ("run", "--site", str(self.site_file), *arguments))
 
     def harvester(self, *arguments: str, timeout: float = 120) -> str:
@@ -169,6 +172,13 @@ class Stack:
             time.sleep(0.02)
         return value
 
+    def wait_for_daemon(self, timeout: float) -> int:
+        """Wait until the daemon ends by itself or by a signal (negative); its exit code."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is None:
+            raise StackFailed("the daemon was not started")
+        return daemon.wait(timeout)
+
     def stop_daemon(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the daemon; jobs that run go on."""
         daemon, self._daemon = self._daemon, None
@@ -181,16 +191,21 @@ class Stack:
 
     def stop(self) -> None:
         """End everything, batch jobs included. Calling twice is safe."""
-        self.stop_daemon()
-        if self._loaded is not None:
-            batch = make_batch(self._loaded)
-            if isinstance(batch, LocalBatch):
-                batch.shut_down()
-            else:
-                ours = self.tags()
-                jobs = batch.observe().jobs
-                batch.cancel([job.job_id for job in jobs if job.name in ours])
-        self.stop_central()
+        with contextlib.ExitStack() as whatever_happens:
+            whatever_happens.callback(self.stop_central)
+            if self._may_have_jobs:
+                whatever_happens.callback(self._stop_jobs)
+            self.stop_daemon()
+
+    def _stop_jobs(self) -> None:
+        batch = make_batch(self.site)
+        if isinstance(batch, LocalBatch):
+            batch.shut_down()
+        else:
+            ours = self.tags()
+            jobs = batch.observe().jobs
+            batch.cancel([job.job_id for job in jobs if job.name in ours])
+        self._may_have_jobs = False
 
     def log_ends(self, *parts: str) -> str:
         """The last lines of the parts' logs, all parts when none is named."""
