@@ -122,6 +122,8 @@ def _prepare(probe: Probe, files: Files) -> Path:
     site, paths = probe.site, probe.paths
     spool_id = prepare_spool(files, site.spool, random.SystemRandom())
     spool = SpoolPaths(site.spool)
+    if files.exists(spool.stop):
+        raise ProbeFailed(f"{spool.stop} says that nothing is to be submitted; remove it first")
     runner = ensure_runner_archive(files, spool)
     plan = AllocationPlan(
         tag=probe.name,

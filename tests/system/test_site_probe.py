@@ -107,3 +107,13 @@ def test_old_interpreter_gets_a_sentence_instead_of_a_syntax_error(tmp_path: Pat
     assert done.stderr.endswith(
         "is Python 3.6; 3.9 or newer is needed, name one in runner.python\n"
     )
+
+
+def test_site_that_is_stopped_is_not_probed(environ: Mapping[str, str], tmp_path: Path) -> None:
+    stop = tmp_path / ".local/state/harvester/sites/small/spool/STOP"
+    stop.parent.mkdir(mode=0o700, parents=True)
+    stop.touch()
+    done = probe(environ, site_file(tmp_path))
+    assert done.returncode == 75
+    assert str(stop) in done.stderr
+    assert probes(tmp_path) == []
