@@ -46,6 +46,7 @@ class TakeEvents:
         elif not self._polling and (desk.events.due_in() or 0.0) <= 0.0:
             tags = self._watched()
             if not tags:
+                desk.events.poll(tags)  # follows none from now on, or it would seem due for ever
                 return False
             self._polling = True
             desk.effects.start("poll", lambda: desk.events.poll(tags), lane="files")
