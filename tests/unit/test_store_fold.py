@@ -221,18 +221,14 @@ def test_a_handed_back_attempt_waits_again_but_not_for_the_same_allocation(bench
 
 def test_a_requeued_allocation_takes_back_what_its_earlier_start_refused(bench: Bench) -> None:
     bench.running()
-    bench.ledger(
-        "leased", lease="1.8.1", task="1", point="8", parameters={"x": 1}, payload_id="p"
-    )
+    bench.ledger("leased", lease="1.8.1", task="1", point="8", parameters={"x": 1}, payload_id="p")
     bench.order("order", attempt="1.8.1.1")
     bench.event("draining", reason="requeued")
     bench.event("handed_back", attempts=["1.8.1.1"], reason="the walltime ends")
     bench.event("allocation_ended", reason="x", slot_seconds=5.0, busy_slot_seconds=3.0)
 
     bench.event("open", **_OPENED)
-    bench.event(
-        "allocation_started", nodes=["n1"], node={"gpus": 4, "cores": 8}, remaining_s=500.0
-    )
+    bench.event("allocation_started", nodes=["n1"], node={"gpus": 4, "cores": 8}, remaining_s=500.0)
 
     row = bench.store.allocations.get(TAG)
     assert (row.state, row.runner) == (AllocationState.RUNNING, "up")
