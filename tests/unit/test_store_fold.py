@@ -233,7 +233,7 @@ def test_a_requeued_allocation_takes_back_what_its_earlier_start_refused(bench: 
     row = bench.store.allocations.get(TAG)
     assert (row.state, row.runner) == (AllocationState.RUNNING, "up")
     returned = {live.attempt: live.returned_by for live in bench.store.attempts.live()}
-    assert returned["1.8.1.1"] == ()
+    assert returned[AttemptId("1.8.1.1")] == ()
     bench.event("allocation_ended", reason="x", slot_seconds=7.0, busy_slot_seconds=4.0)
     assert bench.store.allocations.get(TAG).slot_seconds == 12.0
 
