@@ -10,6 +10,7 @@ import click
 from harvester.cli.options import wrong_argument
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.cli.probe import probe
+from harvester.cli.site_init import init
 from harvester.errors import ConfigurationError, Problem
 
 
@@ -19,6 +20,9 @@ def site() -> None:
 
 
 site.add_command(probe)
+
+
+site.add_command(init)
 
 
 @site.command("list")
