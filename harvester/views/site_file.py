@@ -12,7 +12,7 @@ from harvester.discovery import Machine, QueueFound
 NODES, WALLTIME_S, CORES = 1, 3600.0, 1
 _LAUNCHERS = {
     "slurm": ["srun", "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=0"],
-    "pbs": ["mpiexec", "-n", "{nodes}", "--ppn", "1"],
+    "pbs": ["mpiexec", "-n", "{nodes}", "--ppn", "1", "--cpu-bind", "none"],
     "lsf": ["jsrun", "-n", "{nodes}", "-r1", "-a1", "-c", "{cores}", "-g", "{gpus}", "-b", "none"],
     "flux": ["flux", "run", "-N", "{nodes}", "-n", "{nodes}", "-c", "{cores}", "-g", "{gpus}"],
     "gridengine": ["qrsh", "-inherit"],

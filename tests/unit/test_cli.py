@@ -321,6 +321,35 @@ def test_payload_larger_than_the_site_is_65_and_names_site_key_and_limit(cli: Cl
     assert "site local: payload.gpus_per_node: got 8; expected at most 2" in found.err
 
 
+def test_submission_shows_its_forecast_and_which_budget_it_passes(cli: Cli) -> None:
+    shape = {"gpus_per_node": 1, "expected_minutes": 30, "node_hours": 10}
+    path = search(Path("s"), maxPoints=100, payload=shape)
+    found = cli("task", "submit", "--loadJson", path, "--dry-run", "--site", "local", "--json")
+    assert found.code == 0
+    assert found.json["node_hours"] == {"local": 25.0}
+    assert "forecast for local: about 25 node-hours, 100 evaluations of 30 min" in found.err
+    assert "payload.node_hours (10) pays for about 40 evaluations only" in found.json["warnings"]
+
+
+def test_bare_search_for_a_containers_only_site_is_65(cli: Cli) -> None:
+    Path("only.yaml").write_text("extends: local\ncontainers: {runtime: apptainer, only: true}\n")
+    path = search(Path("s"))
+    found = cli("task", "submit", "--loadJson", path, "--dry-run", "--site", "only")
+    assert found.code == 65
+    assert "evaluationContainer: expected an image: this site runs containers only" in found.err
+
+
+def test_site_show_says_where_values_come_from(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/u")
+    Path("mine.yaml").write_text("extends: polaris\naccount: abc\n")
+    shown = cli("site", "show", "mine").out
+    assert "ALCF user-guides docs/polaris/running-jobs (2026-08):" in shown
+    assert "UNSOURCED, from general knowledge; check with the centre:" in shown
+    assert f"set in {Path('mine.yaml').absolute()}:\n      account" in shown
+    assert "compute nodes reach the outside through a proxy" in shown
+    assert "prod (routes)" in shown
+
+
 def test_dry_run_against_an_unknown_site_is_78(cli: Cli) -> None:
     path = search(Path("s"))
     assert cli("task", "submit", "--loadJson", path, "--dry-run", "--site", "lokal").code == 78
