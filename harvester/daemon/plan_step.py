@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from harvester.daemon.desk import Desk
@@ -63,6 +64,7 @@ class MakePlan:
         self._idle = not facts.waiting and not facts.allocations
         self.plan = plan = self._plan(facts)
         self._points.wanted = plan.lease
+        self._tell_blocked(facts, plan)
         changed = self._order(plan.orders)
         changed = self._close(plan.close) or changed
         changed = self._submit.plan(plan.submit) or changed
@@ -84,6 +86,18 @@ class MakePlan:
             may_submit=self._submit.may_plan(),
             durations=self._durations,
         )
+
+    def _tell_blocked(self, facts: PlanInput, plan: Plan) -> None:
+        """Report what keeps points from running, but not that they wait for their turn."""
+        stands_still = self._submit.may_plan() and not facts.allocations and not plan.submit
+        reasons = Counter((plan.blocked if stands_still else plan.forbidden).values())
+        if not reasons or facts.stopping:
+            self._desk.problems.clear("blocked")
+            return
+        sentence, count = reasons.most_common(1)[0]
+        what = f"{count} points cannot run here now: {sentence}"
+        cure = "change the search, or the site's limits; `harvester task show` lists the points"
+        self._desk.problems.report("blocked", what, cure)
 
     def _order(self, orders: Iterable[tuple[AttemptId, Tag]]) -> bool:
         ordered = 0

@@ -89,4 +89,5 @@ class Plan:
     close: tuple[Tag, ...] = ()  # running allocations that will get no more orders
     cancel: tuple[tuple[Tag, str], ...] = ()  # queued ones that nobody needs any more
     blocked: Mapping[AttemptId, str] = field(default_factory=dict)
+    forbidden: Mapping[AttemptId, str] = field(default_factory=dict)  # of these, by rule or budget
     notes: tuple[str, ...] = ()

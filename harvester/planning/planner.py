@@ -53,6 +53,7 @@ def plan(facts: PlanInput) -> Plan:
         lease=max(0, _points_wanted(facts, submit, bins, overhead) - held),
         close=_allocations_to_close(facts),
         cancel=_allocations_to_cancel(facts, estimator),
+        forbidden=forbidden,
         blocked={
             **forbidden,
             **_blocked(facts, left, submit, bins, limits, estimator, overhead),

@@ -12,7 +12,14 @@ from harvester.batch.port import JobState
 from harvester.simulation.world import World
 from harvester.site import Budgets, Reservation
 from harvester.store import Store
-from tests.simulation.daemon_world import DAY_S, running_jobs, small_world, spool_id_of, status_of
+from tests.simulation.daemon_world import (
+    DAY_S,
+    problems_of,
+    running_jobs,
+    small_world,
+    spool_id_of,
+    status_of,
+)
 from tests.simulation.reference import SPEC, reference_scenario, reference_site
 
 HOUR_S = 3600.0
@@ -51,6 +58,7 @@ def test_task_stops_at_its_own_node_hours(tmp_path: Path) -> None:
     ((task, _),) = store.leases.budgeted()
     spent = sum(store.attempts.spent_s(task).values())
     store.close()
+    assert any("of its node-hours left" in problem for problem in problems_of(world))
     # What is left over does not pay for one more attempt up to its time limit.
     assert budget - 0.25 <= spent * SHARE / HOUR_S <= budget
     assert world.central.unsettled > 0
@@ -61,6 +69,7 @@ def test_project_never_spends_more_than_its_total(tmp_path: Path) -> None:
     world = world_with(tmp_path, budgets=Budgets(jobs_in_flight=3, node_hours_total=1.0))
     run_for(world, 5 * HOUR_S)
     assert 0.7 <= used_node_hours(world) <= 1.0
+    assert any("node-hours left" in problem for problem in problems_of(world))
     assert world.central.unsettled > 0
 
 
@@ -97,6 +106,8 @@ def test_bare_payload_never_runs_where_only_containers_may(tmp_path: Path) -> No
     world = world_with(tmp_path, containers_only=True)
     run_for(world, HOUR_S)
     assert not world.cluster.jobs
+    (problem,) = problems_of(world)
+    assert "cannot run here now: site reference runs containers only" in problem
 
 
 def test_stop_in_mid_run_drains_what_runs_and_submits_nothing_until_it_is_gone(
