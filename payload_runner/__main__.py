@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import List, Optional
 
@@ -31,7 +33,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     given = _parser().parse_args(words)
     if given.command == "probe":
         return _probe(given)
-    return _lead(given)
+    return _lead(given) if given.command == "lead" else _join(given)
 
 
 def _probe(given: argparse.Namespace) -> int:
@@ -64,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     lead.add_argument("tag", help="the allocation's tag")
     lead.add_argument("--job-id", help="the batch job (default: as its environment says)")
     lead.add_argument("--restart", type=int, help="how often this job was started before")
+    join = commands.add_parser("join", help="let this job of yours work for a spool")
+    join.add_argument("spool", type=Path, help="the spool directory on the shared file system")
+    join.add_argument("--nodes", type=_positive, help="(default: as the environment says)")
+    join.add_argument("--walltime", help="time left: HH:MM:SS, or minutes (default: as for --nodes)")
+    join.add_argument("--job-id", help="the batch job (default: as its environment says)")
     commands.add_parser("agent", help="one node of an allocation; started by the leader")
     probe = commands.add_parser("probe", help="print what this node looks like, as JSON")
     probe.add_argument(
@@ -90,6 +97,42 @@ def _lead(given: argparse.Namespace) -> int:
         return _refuse(EX_DATAERR, error)
     except OSError as error:
         return _refuse(EX_IOERR, error)
+
+
+def _join(given: argparse.Namespace) -> int:
+    from payload_runner import enlisting, incarnation, leader
+    from payload_runner.files import RealFiles
+    from payload_runner.protocol import BadRecord, SpoolPaths
+    from payload_runner.transport import runner_command
+
+    spool = given.spool.resolve()
+    asked = enlisting.Given(nodes=given.nodes, walltime=given.walltime)
+    try:
+        job = incarnation.job_from(os.environ, given.job_id)
+        tag = enlisting.enlist(
+            RealFiles(),
+            SpoolPaths(spool),
+            job,
+            asked,
+            os.environ,
+            now=time.time(),
+            host=socket.gethostname(),
+        )
+        print(f"payload-runner: joined as {tag}; work comes within a minute or two", flush=True)
+        command = runner_command(__file__, sys.executable)
+        return leader.lead(leader.Setup(spool, tag, job, command, os.environ))
+    except (incarnation.NoJob, enlisting.CannotJoin) as error:
+        return _refuse(EX_CONFIG, error)
+    except (BadRecord, ValueError) as error:
+        return _refuse(EX_DATAERR, error)
+    except OSError as error:
+        return _refuse(EX_IOERR, error)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r:.40}; expected a number from 1")
+    return int(text)
 
 
 def _refuse(code: int, error: Exception) -> int:

@@ -10,6 +10,7 @@ Layout::
       spool.json                                {"version", "spool_id"}
       lease.json  leases/<epoch>                who drives (rule 13)
       STOP                                      drain everything (rule 21)
+      join.json                                 AllocationPlan without tag: for who wants to join
       status.json                               what the CLI and views read
       runner/payload_runner-<hash>.pyz          the runner, one zipapp
       inputs/<sha256>                           input files of tasks, content-addressed
@@ -17,6 +18,7 @@ Layout::
       allocations/<tag>/
         allocation.json                         AllocationPlan: what the runner is to know
         batch.sh  batch.out                     the rendered script and its output
+        joined                                  Joined: a user's own job, not ours to cancel
         orders.<epoch>.log                      down; writer: the driver of that epoch
         claim                                   first incarnation to start (rule 16)
         <job id>.<restart count>/               one start of the batch script
@@ -191,6 +193,16 @@ class AllocationPlan:
     image_dir: Optional[str] = None
     environment: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
+
+
+@dataclass(frozen=True)
+class Joined:
+    """``joined``: the marker of an allocation that a user started, by which the driver finds it."""
+
+    job_id: str
+    nodes: int
+    walltime_s: float
+    host: str
 
 
 # --- records going down: orders.<epoch>.log ---
@@ -519,6 +531,10 @@ class SpoolPaths:
         return self.root / "STOP"
 
     @property
+    def join(self) -> Path:
+        return self.root / "join.json"
+
+    @property
     def status(self) -> Path:
         return self.root / "status.json"
 
@@ -586,6 +602,10 @@ class AllocationPaths:
     @property
     def output(self) -> Path:
         return self.root / "batch.out"
+
+    @property
+    def joined(self) -> Path:
+        return self.root / "joined"
 
     @property
     def claim(self) -> Path:

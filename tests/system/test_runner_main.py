@@ -83,3 +83,20 @@ def test_the_runner_starts_its_agents_from_its_own_archive(tmp_path: Path, pyz: 
     assert runner_command(inside, "/usr/bin/python3") == ("/usr/bin/python3", str(pyz))
     package = str(tmp_path / "payload_runner" / "__main__.py")
     assert runner_command(package, "py") == ("py", "-m", "payload_runner")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--job-id", "7", "--walltime", "30"), "join.json is not there"),
+        (("--walltime", "30"), "no batch job"),
+        (("--job-id", "7", "--nodes", "0"), "expected a number from 1"),
+    ],
+)
+def test_join_says_in_a_sentence_what_is_missing(
+    pyz: Path, tmp_path: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    done = run(pyz, "join", str(tmp_path), *words)
+    assert done.returncode in (64, 78)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
