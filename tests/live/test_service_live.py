@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +54,25 @@ class Box:
     top: Path
     process: subprocess.Popen[bytes]
 
-    def systemctl(self, *words: str) -> str:
+    def call(self, *words: str | Path, say: str = "", **environ: str) -> str:
+        """Run a command in the box, as root."""
         pid = (self.top / "pid").read_text().strip()
         enter = ("nsenter", "--all", "--root", "--wd", "--target", pid, "--")
         done = subprocess.run(
-            (*enter, "/usr/bin/systemctl", *words), capture_output=True, text=True, timeout=60
+            (*enter, *words), input=say, env=environ, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, f"{words}: {done.stderr}{self.log()}"
         return done.stdout.strip()
+
+    def systemctl(self, *words: str) -> str:
+        return self.call("/usr/bin/systemctl", *words)
+
+    def is_up(self) -> bool:
+        """Whether systemd answers."""
+        try:
+            return bool(self.systemctl("show", "--property=Version"))
+        except AssertionError:
+            return False
 
     def shows(self, name: str) -> str:
         return self.systemctl("show", "--value", f"--property={name}", UNIT)
@@ -119,40 +132,40 @@ def prepare(top: Path) -> None:
     (wanted / UNIT).symlink_to(f"../{UNIT}")
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
+@contextmanager
+def running_box(top: Path, *seen: str) -> Iterator[Box]:
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    top = tmp_path / "box"
-    top.mkdir()
-    prepare(top)
-    seen = {str(TOP), sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")}
-    own = [path for path in sorted(seen) if not path.startswith("/usr")]
+    ours = {str(TOP), sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), *seen}
+    own = [path for path in sorted(ours) if not path.startswith("/usr")]
     with (top / "systemd.log").open("wb") as log:
         process = subprocess.Popen((BOX, top, *own), stdout=log, stderr=log)
-    started = Box(top, process)
     try:
         wait_until(lambda: (top / "pid").exists() or process.poll() is not None, 30)
         assert process.poll() is None, (top / "systemd.log").read_text()
-        yield started
+        box = Box(top, process)
+        wait_until(box.is_up, 30)
+        yield box
     finally:
         process.terminate()
         process.wait(30)
 
 
-def settled(box: Box, restarts: int) -> None:
-    def active() -> bool:
-        try:
-            return box.is_active(restarts)
-        except AssertionError:
-            return False  # systemd does not answer yet
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    top = tmp_path / "box"
+    top.mkdir()
+    prepare(top)
+    with running_box(top) as running:
+        yield running
 
+
+def settled(box: Box, restarts: int) -> None:
     try:
-        wait_until(active, 60)
+        wait_until(lambda: box.is_active(restarts), 60)
     except AssertionError as error:
-        words = box.systemctl("status", "--full", UNIT)
-        raise AssertionError(f"{words}\n{box.log()}") from error
+        raise AssertionError(f"{box.shows('Result')}\n{box.log()}") from error
 
 
 def test_unit_lives_its_whole_life_under_systemd(box: Box) -> None:
@@ -191,3 +204,39 @@ def test_a_site_file_that_is_wrong_is_not_tried_again(box: Box) -> None:
     wait_until(lambda: box.shows("ActiveState") == "failed", 30)
     assert box.shows("ExecMainStatus") == "78"
     assert "batch_system" in box.log()
+
+
+CRON_UNIT = """\
+[Service]
+ExecStartPre=/bin/mkdir -p /var/spool/cron/crontabs
+ExecStart={cron} -f
+"""
+
+
+@pytest.mark.slow
+def test_entry_in_a_real_crontab_runs_a_round(tmp_path: Path) -> None:
+    cron, crontab = shutil.which("cron"), shutil.which("crontab")
+    if cron is None or crontab is None:
+        pytest.skip("cron is missing (package cron)")
+    top = tmp_path / "box"
+    (top / "units" / "multi-user.target.wants").mkdir(parents=True)
+    (top / "units" / "cron.service").write_text(CRON_UNIT.format(cron=cron))
+    (top / "units" / "multi-user.target.wants" / "cron.service").symlink_to("../cron.service")
+    (top / "site.yaml").write_text(SITE.format(top=top, queue="gpu"))
+    tools = {str(Path(cron).parent), str(Path(crontab).parent)}
+    with running_box(top, *tools) as boxed:
+        here = {"HOME": str(top), "PATH": os.pathsep.join([*tools, "/usr/bin:/bin"])}
+        wait_until(lambda: boxed.systemctl("show", "-P", "ActiveState", "cron") == "active", 30)
+        install = ("-m", "harvester", "service", "install", "--cron")
+        boxed.call(sys.executable, *install, "--site", top / "site.yaml", **here)
+        table = boxed.call(crontab, "-l", **here)
+        assert "-59/5 * * * * " in table
+        # Not every fifth minute, for a test.
+        every = re.sub(r"^\d-59/5 ", "* ", table, flags=re.MULTILINE)
+        boxed.call(crontab, "-", say=f"{every}\n", **here)
+
+        lease = top / "spool" / "lease.json"
+        wait_until(lambda: lease.exists() and json.loads(lease.read_text()).get("released"), 100)
+
+    assert "Hold the lease" in (top / "state" / "crontab.log").read_text()
+    assert json.loads((top / "spool" / "status.json").read_text())["mode"] == "once"
