@@ -82,9 +82,10 @@ class Deliver:
         if not attempts:
             return False
         results = tuple(_bounded([self._result(attempt) for attempt in attempts]))
-        self._delivering = tuple(result.attempt for result in results)
-        desk.journal.record("delivering", {"attempts": list(self._delivering)})
+        names = tuple(result.attempt for result in results)
+        desk.journal.record("delivering", {"attempts": list(names)})
         desk.journal.commit()
+        self._delivering = names  # only now: a disk that refuses must not make us wait for nothing
 
         def deliver() -> tuple[Receipt, ...]:
             desk.lease.check()

@@ -1,0 +1,64 @@
+"""A disk that refuses for a while, at whatever moment, must cost time and nothing else."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harvester.simulation.world import World
+from tests.simulation.daemon_world import DAY_S, small_world
+
+Hits = Callable[[str, Path], bool]
+REFUSED_S = 900.0
+# What the daemon writes; its runners' disks are their own.
+OURS = ("ledger.", "orders.", "lease.json", "status.json", "allocation.json")
+
+
+def refuse_for_a_while(world: World, hits: Hits) -> list[str]:
+    """From the first change that ``hits``, every change of the login node fails for 15 minutes."""
+    refused: list[str] = []
+    since: list[float] = []
+
+    def fault(operation: str, path: Path) -> None:
+        if not since and hits(operation, path):
+            since.append(world.clock.monotonic())
+        ours = path.name.startswith(OURS)
+        if ours and since and world.clock.monotonic() - since[0] < REFUSED_S:
+            refused.append(f"{operation} {path}")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    world.disk.fault = fault
+    return refused
+
+
+def nth_change_of(part: str, n: int) -> Hits:
+    """Holds at the n-th change of a path with ``part`` in it, and later."""
+    seen = 0
+
+    def hits(operation: str, path: Path) -> bool:
+        nonlocal seen
+        seen += part in path.name
+        return seen >= n
+
+    return hits
+
+
+# Among them the moments before a submission, an order and a delivery.
+@pytest.mark.parametrize(
+    ("part", "n"),
+    [("ledger.", 5), ("ledger.", 25), ("ledger.", 45), ("ledger.", 57), ("orders.", 5)],
+)
+def test_a_full_disk_costs_time_and_nothing_else(tmp_path: Path, part: str, n: int) -> None:
+    world = small_world(tmp_path)
+    refused = refuse_for_a_while(world, nth_change_of(part, n))
+    daemon = world.daemon()
+
+    world.run(daemon, world.is_over, limit_s=2 * DAY_S)
+
+    assert world.central.unsettled == 0
+    assert refused
+    assert set(world.central.books.told.values()) == {1}
+    daemon.close()
