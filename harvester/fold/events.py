@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harvester.lifecycle import ALLOCATION_STEPS, ATTEMPT_STEPS
-from harvester.model import AllocationState, AttemptId, AttemptState, Tag
+from harvester.model import AllocationState, AttemptId, AttemptState, Blame, Tag
 from harvester.store import Store
 from payload_runner import protocol
 from payload_runner.logfile import Record
@@ -23,6 +23,7 @@ _ASLEEP = frozenset(
         AllocationState.UNKNOWN,
     }
 )
+_BLAMES = frozenset(blame.value for blame in Blame)
 
 
 def apply_event(store: Store, tag: Tag, record: Record) -> None:
@@ -32,7 +33,7 @@ def apply_event(store: Store, tag: Tag, record: Record) -> None:
     a log is another process's word.
     """
     try:
-        event = protocol.parse_event(record.kind, record.fields)
+        event = protocol.parse_event(record.kind, _storable(record.fields))
     except BadRecord as error:
         log.warning("Skip a bad event. tag=%s seq=%s error=%s", tag, record.seq, error)
         store.count("bad_events")
@@ -41,6 +42,15 @@ def apply_event(store: Store, tag: Tag, record: Record) -> None:
         store.count("unknown_events")
         return
     _APPLY[type(event)](store, tag, record.at, event)
+
+
+def _storable(value: Any) -> Any:
+    """The same JSON without lone surrogates: a payload may write them, SQLite takes none."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
 def _wake_allocation(store: Store, tag: Tag, at: float, why: str) -> None:
@@ -109,11 +119,14 @@ def _attempt_ended(store: Store, tag: Tag, at: float, event: protocol.AttemptEnd
     except ValueError:
         store.count("bad_events")
         return
+    known_blame = event.blame is None or event.blame in _BLAMES
+    if not known_blame:
+        store.count("bad_events")
     outcome = to_fields(event)
     files: list[FileRef | None] = [event.metadata_file, event.metrics_file]
     columns = {
         "tag": tag,
-        "blame": event.blame,
+        "blame": event.blame if known_blame else None,
         "reason": event.reason,
         "loss": event.loss,
         "ended_at": at,
