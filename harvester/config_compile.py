@@ -78,7 +78,7 @@ def _within_policy(
         return site, ()
     layer = read_layer(policy.path, text, "a policy file")
     limits = validate_policy(policy.path, layer).model_dump()
-    return apply_policy(site, limits, policy.path)
+    return apply_policy(site, limits, policy.path, sources.layers)
 
 
 # --- finding and layering ---

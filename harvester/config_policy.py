@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,17 +66,20 @@ class Ruling:
 
 
 def apply_policy(
-    site: Site, policy: Mapping[str, Any], file: Path
+    site: Site, policy: Mapping[str, Any], file: Path, layers: Sequence[Path] = ()
 ) -> tuple[Site, tuple[Ruling, ...]]:
     """The site within the limits of a policy (as its schema dumps it), and what that changed.
+
+    Limits of a single site also bind files that extend it, whatever they call themselves.
 
     Raises:
         ConfigurationError: nothing of the site is allowed.
     """
     rulings: list[Ruling] = []
-    for limits in (policy, policy["sites"].get(site.name)):
-        if limits is not None:
-            site = _limited(site, limits, file, rulings)
+    names = dict.fromkeys((site.name, *(path.stem for path in layers)))
+    single = [policy["sites"][name] for name in names if name in policy["sites"]]
+    for limits in (policy, *single):
+        site = _limited(site, limits, file, rulings)
     return site, tuple(rulings)
 
 

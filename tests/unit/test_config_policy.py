@@ -86,6 +86,14 @@ def test_limits_of_one_site_come_on_top_of_those_of_all(
     assert load_site("mine", environ, policy).budgets.jobs_in_flight == 2
 
 
+def test_limits_of_one_site_bind_files_that_extend_it_under_another_name(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(policy, "sites: {mine: {budgets: {jobs_in_flight: 2}}}\n")
+    Path("free.yaml").write_text("extends: mine\nname: free\n")
+    assert load_site("free", environ, policy).budgets.jobs_in_flight == 2
+
+
 def test_limits_of_one_site_cannot_loosen_those_of_all(
     environ: Mapping[str, str], policy: PolicyFile
 ) -> None:
