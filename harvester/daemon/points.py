@@ -146,7 +146,9 @@ class LeasePoints:
         defined = {spec.payload_id for spec in reply.payloads}
         defined.update(desk.store.leases.known_payloads())
         taken = sum(self._take_point(point, defined) for point in reply.points)
-        if reply.points:
+        # Nothing for this key although there is something: what it once got has come to its end.
+        is_spent = not reply.points and reply.more
+        if reply.points or is_spent:
             desk.journal.record("lease_answered", {"key": ask.key})
         known_expiries = [] if self._expiry_s is None else [self._expiry_s]
         self._expiry_s = min(
@@ -160,7 +162,7 @@ class LeasePoints:
             self.wanted = 0
             self._empty.succeeded()
             log.info("Leased points. points=%s waiting=%s key=%s", taken, reply.waiting, ask.key)
-        else:
+        elif not is_spent:
             self._empty.failed(desk.clock.monotonic())
         # The same nothing as before is no news: an idle daemon asks on and plans nothing.
         news = bool(reply.points) or known != (self.unleased, self.nothing_more)

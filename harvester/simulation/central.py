@@ -94,7 +94,7 @@ class SimulatedCentral:
         self._lease_s = lease_s
         self._files = files
         self._inputs = dict(inputs or {})
-        self._answers: dict[str, LeaseReply] = {}
+        self._answers: dict[str, tuple[LeaseId, ...]] = {}
 
     # --- the port ---
 
@@ -148,29 +148,39 @@ class SimulatedCentral:
         return answer
 
     def _lease(self, request: LeaseRequest) -> LeaseReply:
-        if request.key not in self._answers:
-            self._expire()
-            leased = sum(point.state == "leased" for point in self.points.values())
-            room = max(0, min(request.points, self._parallel - leased))
-            waiting = [point for point in self.points.values() if point.state == "waiting"]
-            granted = tuple(self._grant(point) for point in waiting[:room])
-            left = len(waiting) - len(granted)
-            known = self._payload.payload_id in request.known_payloads
-            reply = LeaseReply(
-                points=granted,
-                payloads=() if known or not granted else (self._payload,),
-                more=left > 0,
-                waiting=min(left, self._parallel - leased - len(granted)),
-            )
-            if not granted:
-                return reply  # binds nobody
-            self._answers[request.key] = reply
-        return self._answers[request.key]
+        self._expire()
+        answered = self._answers.get(request.key)
+        granted = self._grant_some(request.points) if answered is None else self._live_of(answered)
+        if granted:
+            self._answers[request.key] = tuple(point.lease for point in granted)
+        leased = sum(point.state == "leased" for point in self.points.values())
+        waiting = sum(point.state == "waiting" for point in self.points.values())
+        known = self._payload.payload_id in request.known_payloads
+        left = min(waiting, self._parallel - leased)
+        return LeaseReply(
+            points=granted,
+            payloads=() if known or not granted else (self._payload,),
+            more=left > 0,
+            waiting=left,
+        )
+
+    def _grant_some(self, wanted: int) -> tuple[LeasedPoint, ...]:
+        leased = sum(point.state == "leased" for point in self.points.values())
+        waiting = [point for point in self.points.values() if point.state == "waiting"]
+        room = max(0, min(wanted, self._parallel - leased))
+        return tuple(self._grant(point) for point in waiting[:room])
+
+    def _live_of(self, leases: Sequence[LeaseId]) -> tuple[LeasedPoint, ...]:
+        named = [(lease, self._point_of(lease)) for lease in leases]
+        return tuple(self._as_leased(point) for lease, point in named if self._holds(lease, point))
 
     def _grant(self, point: SimulatedPoint) -> LeasedPoint:
         point.state = "leased"
         point.grants += 1
         point.expires_at = self._clock.monotonic() + self._lease_s
+        return self._as_leased(point)
+
+    def _as_leased(self, point: SimulatedPoint) -> LeasedPoint:
         return LeasedPoint(
             lease=LeaseId(f"{self.task}.{point.point}.{point.grants}"),
             task=self.task,

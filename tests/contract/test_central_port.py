@@ -102,6 +102,13 @@ class TestCentralPort:
         assert [point.lease for point in again] == [point.lease for point in first]
         assert bench.counts() == {"leased": 2, "waiting": 4}
 
+    def test_a_key_whose_leases_have_ended_says_that_it_is_spent(self, bench: Bench) -> None:
+        bench.central.lease(request("a", 2))
+        bench.clock.advance(2 * 86_400)
+        reply = bench.central.lease(request("a", 2))
+        assert (reply.points, reply.more) == ((), True)
+        assert len(bench.central.lease(request("b", 2)).points) == 2
+
     def test_no_point_is_leased_to_two_harvesters(self, bench: Bench) -> None:
         mine = bench.central.lease(request("a", 4)).points
         theirs = bench.other.lease(request("b", 4, harvester="other")).points
