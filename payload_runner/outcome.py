@@ -31,6 +31,12 @@ class Exit:
     def good(self) -> bool:
         return self.code == 0
 
+    @property
+    def was_asked_to_end(self) -> bool:
+        """Whether a signal that asks to end did it; shells tell it by a code above 128."""
+        number = self.signal if self.signal is not None else (self.code or 0) - 128
+        return number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 @dataclass(frozen=True)
 class Verdict:

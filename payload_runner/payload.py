@@ -39,6 +39,7 @@ STOP_FILE = ".harvester-stop"  # client.py looks for it
 HOST_FILE = ".harvester-hosts"
 MEMORY_LOOK_S = 1.0
 _SWEEP_S = 0.02
+_WORD_BEHIND_S = 2.0
 _SWEEPS = 250  # five seconds; what does not die then is stuck in the kernel
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Payload:
         self._stop_timers: List[Timer] = []
         self._stop: Optional[Stop] = None
         self._times: Optional[Times] = None
+        self._awaits_word = False  # who ended it may still be said
         self._done = False
 
     # --- preparing ---
@@ -214,6 +216,8 @@ class Payload:
     def stop(self, stop: Stop) -> None:
         """End it. The first reason counts; a later one can only make it sooner."""
         if self._done or (self._exits and not self._live):
+            if self._awaits_word:
+                self._stop = self._stop or stop
             return
         times = plan_stop(stop, self._spec, self._loop.now())
         first, self._stop = self._stop is None, self._stop or stop
@@ -277,7 +281,12 @@ class Payload:
         self._exits.append(exit_)
         if not self._live:
             self._stop_everything()
-            self._sweep(_SWEEPS)
+            if self._stop is None and exit_.was_asked_to_end:
+                # Batch systems signal a whole step at once; word of it may be a moment behind.
+                self._awaits_word = True
+                self._loop.call_in(_WORD_BEHIND_S, lambda: self._sweep(_SWEEPS))
+            else:
+                self._sweep(_SWEEPS)
         elif not exit_.good and self._stop is None:
             # The other ranks would wait for this one for ever.
             self._terminate()
@@ -298,6 +307,7 @@ class Payload:
         if escaped:
             count = len(escaped)
             _log.warning("Processes stay alive attempt=%s n=%d", self.order.attempt, count)
+        self._awaits_word = False
         self._streams.drain()
         if self._stop is not None and self._stop.saves and self._exit.signal is None:
             # It ended by itself, so its files are whole: they may be newer than the last look.

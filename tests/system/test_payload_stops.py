@@ -236,6 +236,28 @@ def test_signalled_agent_ends_its_payloads_and_leaves(agent: AgentProcess) -> No
     assert agent.process.wait(10.0) == 0
 
 
+def signal_payload(agent: AgentProcess, attempt: str) -> None:
+    """As a batch system does that signals every process of a step."""
+    for pid in processes_of(attempt):
+        os.kill(pid, signal.SIGTERM)
+
+
+def test_payload_signalled_before_its_agent_is_preempted(agent: AgentProcess) -> None:
+    count(agent, "1.1.1.1")
+    signal_payload(agent, "1.1.1.1")
+    wait_until(lambda: not processes_of("1.1.1.1"))
+    agent.process.send_signal(signal.SIGTERM)
+    end = agent.outcome("1.1.1.1")
+    assert (end.state, end.blame) == ("preempted", "site")
+
+
+def test_payload_that_ends_itself_by_a_signal_is_to_blame(agent: AgentProcess) -> None:
+    count(agent, "1.1.1.1")
+    signal_payload(agent, "1.1.1.1")
+    end = agent.outcome("1.1.1.1")
+    assert (end.state, end.blame) == ("failed", "point")
+
+
 def test_killed_agent_takes_its_payloads_with_it(agent: AgentProcess) -> None:
     agent.start("setsid sleep 1000 & sleep 1000", "1.1.1.1")
     wait_until(lambda: len(processes_of("1.1.1.1")) >= 2)
