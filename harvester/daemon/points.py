@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # How long to wait before asking again when the service had nothing: first, at most.
 EMPTY_PAUSE_S = {"local": (0.1, 2.0), "shared": (2.0, 60.0)}
 RENEWALS_PER_EXPIRY = 3.0
+LEASES_AT_ONCE = 1000  # in one record, which holds 64 KiB
+LEASES_SHOWN = 10
 
 
 class LeasePoints:
@@ -185,8 +187,11 @@ class LeasePoints:
     def _take_standing(self, standing: LeaseStanding) -> None:
         journal = self._desk.journal
         if standing.gone:
-            log.warning("Leases are gone. leases=%s", ",".join(standing.gone))
-            journal.record("lease_gone", {"leases": list(standing.gone)})
+            first = ",".join(standing.gone[:LEASES_SHOWN])
+            log.warning("Leases are gone. leases=%s first=%s", len(standing.gone), first)
+        for start in range(0, len(standing.gone), LEASES_AT_ONCE):
+            some = standing.gone[start : start + LEASES_AT_ONCE]
+            journal.record("lease_gone", {"leases": list(some)})
         stop_leases(self._desk, standing.stop)
 
 
