@@ -28,6 +28,18 @@ def broken_rules(values: Mapping[str, Any]) -> list[Finding]:
     return [finding for rule in _RULES for finding in rule(values)]
 
 
+def _planned_queues(values: Mapping[str, Any]) -> Iterator[Finding]:
+    wanted = _part(values, "planning").get("queues") or []
+    queues = [queue for _, queue in _queues(values)]
+    names = [queue["name"] for queue in queues if isinstance(queue.get("name"), str)]
+    for name in wanted if isinstance(wanted, list) else ():
+        if name not in names:
+            expected = f"expected names of queues: {', '.join(names)}"
+            yield ("planning", "queues"), f"{name!r} is none of this site's; {expected}"
+    if queues and not wanted and all(queue.get("planned") is False for queue in queues):
+        yield ("queues",), "expected a queue without `planned: false`, or planning.queues"
+
+
 def _filesystems(values: Mapping[str, Any]) -> Iterator[Finding]:
     submission = _part(values, "submission")
     if submission.get("filesystems_required") is not True or submission.get("filesystems"):
@@ -219,6 +231,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _virtual_nodes,
     _planning,
     _nodes_in_bins,
+    _planned_queues,
     _filesystems,
     _gpu_request,
     _containers_only,

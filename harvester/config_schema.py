@@ -121,6 +121,7 @@ class QueueKeys(_Part):
     directives: list[Line] = []
     whole_nodes: bool = True
     gpus_min: Count = 0
+    planned: bool = True
 
     @model_validator(mode="after")
     def _bins_are_apart(self) -> QueueKeys:
@@ -278,6 +279,7 @@ class ContainerKeys(_Part):
 class PlanningKeys(_Part):
     """Preferences inside the limits."""
 
+    queues: list[Word] = []
     nodes_max: Positive | None = None
     walltime_max: Annotated[Duration, Field(gt=0)] | None = None
     walltime_min: Duration = 0.0

@@ -180,6 +180,7 @@ def _queue(keys: QueueKeys, site: SiteKeys) -> Queue:
         directives=tuple(keys.directives),
         whole_nodes=keys.whole_nodes,
         gpus_min=keys.gpus_min,
+        planned=keys.planned,
         routes_to=tuple(site.routing_queues.get(keys.name, ())),
     )
 
@@ -215,6 +216,7 @@ def _runner(keys: SiteKeys) -> RunnerChoice:
 def _planning(keys: SiteKeys) -> PlanningChoice:
     planning = keys.planning
     return PlanningChoice(
+        queues=tuple(planning.queues),
         nodes_max=planning.nodes_max,
         walltime_max_s=planning.walltime_max,
         walltime_min_s=planning.walltime_min,

@@ -50,10 +50,13 @@ def choose_queue(
 ) -> tuple[str, float]:
     """The first queue that takes this shape, and its walltime: as asked, or the bin's longest.
 
+    Queues that searches use come first.
+
     Raises:
         InputError: no queue (or not the one named) takes it; names the bin that comes closest.
     """
     queues = [item for item in site.queues if queue in (None, item.name)]
+    queues.sort(key=lambda item: item.name not in site.planning.queues and not item.planned)
     if not queues:
         names = ", ".join(item.name for item in site.queues)
         raise InputError(Problem(f"site {site.name}", "queue", repr(queue), f"expected {names}"))

@@ -33,6 +33,7 @@ class Queue:
     directives: tuple[str, ...] = ()
     whole_nodes: bool = True
     gpus_min: int = 0  # that a job must ask for
+    planned: bool = True  # False: for tests and the like, used only where planning.queues names it
     routes_to: tuple[str, ...] = ()  # under whose names its jobs are listed
 
 
@@ -106,6 +107,7 @@ class RunnerChoice:
 class PlanningChoice:
     """Preferences inside the limits."""
 
+    queues: tuple[str, ...] = ()  # that searches may use; (): those with ``planned``
     nodes_max: int | None = None  # of one allocation
     walltime_max_s: float | None = None
     walltime_min_s: float = 0.0

@@ -41,6 +41,8 @@ def offers(site: Site, overhead: Overhead) -> tuple[Offer, ...]:
 def _offers(site: Site, overhead: Overhead) -> Iterable[Offer]:
     wish = site.planning
     for queue in site.queues:
+        if not (queue.name in wish.queues if wish.queues else queue.planned):
+            continue
         for found in queue.bins:
             offer = Offer(
                 queue=queue,

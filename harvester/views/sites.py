@@ -18,7 +18,7 @@ def site_screen(found: SiteFile) -> str:
     site = found.site
     lines = [f"{site.name}: {clean(site.description) or 'no description'}"]
     lines += [f"  {name:<14} {clean(value)}" for name, value in _values(site)]
-    lines += ["", _queue_table(site.queues)]
+    lines += ["", _queue_table(site)]
     if found.rulings:
         lines += ["", "  Decided by the administrator's policy:"]
         lines += [
@@ -113,17 +113,24 @@ def _network(site: Site) -> str:
     return "; ".join(found)
 
 
-def _queue_table(queues: Sequence[Queue]) -> str:
+def _queue_words(queue: Queue, site: Site) -> str:
+    wanted = site.planning.queues
+    used = queue.name in wanted if wanted else queue.planned
+    words = ["routes"] * bool(queue.routes_to) + ["not used"] * (not used)
+    return queue.name + (f" ({', '.join(words)})" if words else "")
+
+
+def _queue_table(site: Site) -> str:
     rows = [
         (
-            queue.name + (" (routes)" if queue.routes_to else ""),
+            _queue_words(queue, site),
             f"{item.nodes_min}-{item.nodes_max}",
             format_duration(item.walltime_max_s),
             queue.queued_max,
             queue.running_max,
             queue.total_max,
         )
-        for queue in queues
+        for queue in site.queues
         for item in queue.bins
     ]
     headers = ("queue", "nodes", "walltime", "queued max", "running max", "total max")

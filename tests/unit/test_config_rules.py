@@ -39,6 +39,16 @@ def test_sound_site_breaks_no_rule() -> None:
             "expected at least 10, where the smallest bin begins (queue prod)",
         ),
         (
+            {"planning": {"queues": ["gpu"]}},
+            "planning.queues",
+            "'gpu' is none of this site's; expected names of queues: prod",
+        ),
+        (
+            {"queues": [queue(planned=False)]},
+            "queues",
+            "expected a queue without `planned: false`, or planning.queues",
+        ),
+        (
             {"planning": {"walltime_max": "2m"}},
             "planning.walltime_max",
             "boot_margin and runner.drain_margin together (2 min)",
@@ -137,6 +147,7 @@ def test_rule_names_key_and_reason(keys: dict[str, Any], where: str, sentence: s
         {"submission": {"filesystems_required": True, "filesystems": ["home", "eagle"]}},
         {"submission": {"filesystems_required": True}, "directives": ["-l filesystems=home"]},
         {"queues": [queue(gpus_min=1)]},
+        {"queues": [queue(planned=False)], "planning": {"queues": ["prod"]}},
         {
             "queues": [queue(gpus_min=1, directives=["--gpus=4"])],
             "submission": {"gpu_request": "none"},

@@ -11,7 +11,8 @@ from harvester.model import TaskId
 from harvester.planning.estimates import MARGIN
 from harvester.planning.facts import PlanInput, WaitingAttempt
 from harvester.planning.forecast import forecast
-from harvester.planning.limits import Limits
+from harvester.planning.limits import Limits, offers
+from harvester.planning.overhead import Overhead
 from harvester.planning.planner import plan
 from harvester.site import Queue
 from payload_runner.protocol import Shape
@@ -116,6 +117,23 @@ def test_jobs_behind_a_routing_queue_or_in_any_partition_of_a_qos_count(
     queue: Queue, left: int
 ) -> None:
     assert room(queue, {"prod": (1, 1), "small": (2, 1), "large": (1, 1), "else": (0, 1)}) == left
+
+
+# --- queues for tests ---
+
+
+@pytest.mark.parametrize(
+    ("wanted", "used"),
+    [((), {"prod"}), (("debug",), {"debug"}), (("prod", "debug"), {"prod", "debug"})],
+)
+def test_queue_for_tests_is_used_only_where_the_site_file_names_it(
+    wanted: tuple[str, ...], used: set[str]
+) -> None:
+    base = site(queues=wanted)
+    bins = base.queues[0].bins
+    queues = (Queue(name="debug", bins=bins, planned=False), Queue(name="prod", bins=bins))
+    given = replace(base, queues=queues)
+    assert {offer.queue.name for offer in offers(given, Overhead(60.0))} == used
 
 
 # --- forecasts ---
