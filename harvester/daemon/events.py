@@ -44,12 +44,12 @@ class TakeEvents:
         if desk.is_local:
             self._polled.extend(desk.events.poll(self._watched()))
         elif not self._polling and (desk.events.due_in() or 0.0) <= 0.0:
-            tags = self._watched()
+            tags, expecting = self._watched(), self._expecting()
             if not tags:
                 desk.events.poll(tags)  # follows none from now on, or it would seem due for ever
                 return False
             self._polling = True
-            desk.effects.start("poll", lambda: desk.events.poll(tags), lane="files")
+            desk.effects.start("poll", lambda: desk.events.poll(tags, expecting), lane="files")
         polled, self._polled = self._polled, []
         return self._apply(polled)
 
@@ -68,6 +68,11 @@ class TakeEvents:
         ]
         late = allocations.ended_since(self._desk.clock.now() - LATE_WATCH_S)
         return (*live, *(row.tag for row in late))
+
+    def _expecting(self) -> frozenset[Tag]:
+        """Allocations whose job goes on after their runner's last word: it was requeued."""
+        live = self._desk.store.allocations.not_ended()
+        return frozenset(row.tag for row in live if row.runner == "ended")
 
     def _apply(self, polled: Iterable[Polled]) -> bool:
         changed = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,9 +74,10 @@ class EventLogs:
         self._followed: dict[Tag, _Followed] = {}
         self._inotify = inotify.open_inotify() if self._local else None
 
-    def poll(self, tags: Sequence[Tag]) -> list[Polled]:
+    def poll(self, tags: Sequence[Tag], expecting: Collection[Tag] = ()) -> list[Polled]:
         """What is new in the logs of these allocations; others are no longer followed.
 
+        Of those that are ``expecting`` a new log, the directories are listed each time.
         A log that cannot be read now is left for the next poll.
         """
         for tag in self._followed.keys() - set(tags):
@@ -85,6 +86,8 @@ class EventLogs:
         for tag in tags:
             followed = self._followed.setdefault(tag, _Followed())
             if self._is_due(followed):
+                if tag in expecting:
+                    followed.listed_at = float("-inf")
                 found.extend(self._poll_allocation(tag, followed))
         return found
 

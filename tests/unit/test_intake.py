@@ -76,6 +76,18 @@ def test_a_second_incarnation_is_found_while_the_first_is_followed(bench: Bench)
     assert [name.split("/")[2:] for name, _ in bench.polled()] == [["77.1", "events.0-b.log"]]
 
 
+def test_an_expected_successor_is_found_at_the_next_poll(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "shared")
+    tell(bench.writer(bench.incarnation(0).events("0-a")), "open")
+    bench.polled()
+    tell(bench.writer(bench.incarnation(1).events("0-b")), "open")
+    bench.clock.advance(2)
+    assert bench.logs.poll([TAG]) == []
+    bench.clock.advance(2)
+    (found,) = bench.logs.poll([TAG], {TAG})
+    assert writer_of(found.log) == "0-b"
+
+
 def test_after_a_restart_reading_goes_on_where_the_index_stands(bench: Bench) -> None:
     log = bench.writer(bench.incarnation().events("0-a"))
     tell(log, "open", "x")
