@@ -126,6 +126,7 @@ class Http:
         """Bring a file to the service, from where an earlier transfer stopped.
 
         Raises:
+            FileNotFoundError: there is no such file (any more).
             StorageUnavailable: the file cannot be read, or is shorter than said.
         """
         have = min(self.have(sha256), size)
@@ -147,6 +148,8 @@ class Http:
                     if _count(answer) <= have:
                         raise StorageUnavailable(f"{path} is shorter than {size} bytes")
                     have = _count(answer)
+        except FileNotFoundError:
+            raise  # purged, say: trying again will not bring it back
         except OSError as error:
             raise StorageUnavailable(f"cannot read {path}: {error.strerror}") from error
 
@@ -289,7 +292,7 @@ class Http:
         message = f"{self.url}: {method} {path}: {_message(status, body)}"
         if status == 401:
             raise CredentialsRefused(message)
-        if 400 <= status < 500 and status not in (408, 429):
+        if 400 <= status < 500 and status not in (408, 429) and _is_its_own(status, body):
             raise Rejected(status, message, body)
         raise CentralUnavailable(message)
 
@@ -328,6 +331,12 @@ def expect_object(value: Any, who: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CentralUnavailable(f"{who} answers with {type(value).__name__}, not an object")
     return value
+
+
+def _is_its_own(status: int, body: Any) -> bool:
+    """Whether a refusal is the service's word; a gateway's passes when somebody mends it."""
+    has_reason = isinstance(body, dict) and isinstance(body.get("error"), dict)
+    return has_reason or status == 413  # a body that is too large for a gateway stays too large
 
 
 def _without_nul(value: Any) -> Any:

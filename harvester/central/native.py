@@ -16,7 +16,7 @@ from harvester.central.port import (
     Report,
     Result,
 )
-from harvester.errors import CentralRefused, CentralUnavailable
+from harvester.errors import CentralRefused, CentralUnavailable, CredentialsRefused
 from harvester.model import AttemptId, LeasedPoint, LeaseId, PointId, TaskId
 from payload_runner.protocol import BadRecord, PayloadSpec, from_fields, to_fields
 
@@ -105,8 +105,11 @@ class NativeCentral:
         try:
             return self._tell(batch)
         except Rejected as error:
+            if error.status == 403:
+                raise CredentialsRefused(str(error)) from error
             if error.status not in (400, 413, 422):
-                raise
+                # A refusal of the call is none of its results, which would be told no more.
+                raise CentralUnavailable(str(error)) from error
             if len(batch) > 1:
                 # One of them is unreadable: halving finds it in a few calls.
                 half = len(batch) // 2

@@ -110,7 +110,9 @@ class CentralService(Protocol):
         """Prolong leases in one call."""
 
     def deliver(self, results: Sequence[Result]) -> tuple[Receipt, ...]:
-        """Tell outcomes, one receipt each in the same order. In effect exactly once."""
+        """Tell outcomes, one receipt each in the same order. In effect exactly once.
+
+        ``CentralRefused`` speaks of these results, never of the caller or the way there."""
 
     def report(self, reports: Sequence[Report]) -> Mapping[LeaseId, str]:
         """Tell metrics; the answer names leases to stop and why."""
@@ -119,7 +121,9 @@ class CentralService(Protocol):
         """Bring one input file to ``target`` (a new file), checked against its SHA-256."""
 
     def upload(self, path: Path, sha256: str, size: int) -> None:
-        """Bring a result's file to the service, resuming a partial transfer."""
+        """Bring a result's file to the service, resuming a partial transfer.
+
+        Raises ``FileNotFoundError`` when the file is not there (any more)."""
 
     def tasks(self) -> Sequence[Mapping[str, Any]]:
         """Summaries for status views: id, name, state, counts, best loss. May be empty."""

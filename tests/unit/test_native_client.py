@@ -16,7 +16,7 @@ import pytest
 
 from harvester.central.http import Http, Rejected, encode
 from harvester.central.native import NativeCentral
-from harvester.central.port import LeaseRequest
+from harvester.central.port import LeaseRequest, Result
 from harvester.central.tasks import TaskClient, discover
 from harvester.errors import (
     CentralRefused,
@@ -26,6 +26,7 @@ from harvester.errors import (
     InputError,
     NotFound,
 )
+from harvester.model import AttemptId, LeaseId
 
 
 @contextmanager
@@ -86,6 +87,10 @@ def _error(message: str, field: str = "") -> bytes:
         (403, _error("not yours"), CentralRefused),
         (404, _error("no such thing"), CentralRefused),
         (422, _error("is wrong", "points"), CentralRefused),
+        # Not the service's own word: a gateway that is set up wrongly, for a while.
+        (400, b"<html>plain HTTP request to an HTTPS port</html>", CentralUnavailable),
+        (403, b"", CentralUnavailable),
+        (404, b"<html>not found</html>", CentralUnavailable),
     ],
 )
 def test_every_answer_says_whether_to_try_again(
@@ -95,6 +100,38 @@ def test_every_answer_says_whether_to_try_again(
         central = NativeCentral(url, token, timeout_s=5)
         with pytest.raises(expected):
             central.lease(LeaseRequest(key="k", harvester="h", site="s", points=1))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (403, _error("your token is for submitting"), CredentialsRefused),
+        (404, _error("no such address"), CentralUnavailable),
+        (404, b"<html>not found</html>", CentralUnavailable),
+        (409, _error("not now"), CentralUnavailable),
+    ],
+)
+def test_a_refusal_of_the_caller_is_none_of_the_results(
+    token: Path, status: int, body: bytes, expected: type[Exception]
+) -> None:
+    """A result that is refused is told no more: its loss would be gone."""
+    told = [
+        Result(
+            attempt=AttemptId(f"1.{n}.1.1"),
+            lease=LeaseId(f"1.{n}.1"),
+            state="succeeded",
+            final=True,
+            loss=0.5,
+        )
+        for n in (1, 2)
+    ]
+    with _server(status, body) as url, pytest.raises(expected):
+        NativeCentral(url, token, timeout_s=5).deliver(told)
+
+
+def test_an_upload_of_a_file_that_is_gone_says_so(token: Path, tmp_path: Path) -> None:
+    with _server(404, b"") as url, pytest.raises(FileNotFoundError):
+        NativeCentral(url, token, timeout_s=5).upload(tmp_path / "purged", "0" * 64, 10)
 
 
 def test_nobody_listening_is_unavailable(token: Path) -> None:
