@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from harvester.errors import InputError, Problem
@@ -100,3 +100,16 @@ def is_clean_json(value: Any, depth: int = 16) -> bool:
     if isinstance(value, (list, tuple)):
         return all(is_clean_json(item, depth - 1) for item in value)
     return False
+
+
+def unclean_numbers(value: Any, where: str = "", depth: int = 32) -> Iterator[tuple[str, Any]]:
+    """The key and value of each number that ``is_clean_json`` would refuse, in the file's order."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not is_number(value):
+            yield where, value
+    elif depth and isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from unclean_numbers(item, f"{where}.{key}" if where else str(key), depth - 1)
+    elif depth and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from unclean_numbers(item, f"{where}[{index}]", depth - 1)

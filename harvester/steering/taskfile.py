@@ -17,7 +17,7 @@ from harvester.steering.definition import NAMED_FILES, OWN_KEYS, Labels, TaskDef
 from harvester.steering.options import OPTIONS, read_options
 from harvester.steering.payload_section import read_payload
 from harvester.steering.payloadspec import payload_spec, payload_specs
-from harvester.steering.problems import Problems
+from harvester.steering.problems import Problems, unclean_numbers
 from harvester.steering.samplers.registry import read_sampler
 from harvester.steering.travelling import collect_files, input_paths
 from payload_runner.protocol import METRICS_LINES_NAME, to_fields
@@ -71,8 +71,8 @@ def read_json(path: Path) -> Any:
     """A JSON file of at most 10 MB.
 
     Raises:
-        InputError: it is missing, unreadable, too large or not JSON (with the line), or an object
-            in it has a key twice.
+        InputError: it is missing, unreadable, too large or not JSON (with the line), an object
+            in it has a key twice, or a number in it is NaN or beyond a double (with its key).
     """
     try:
         with path.open("rb") as stream:
@@ -82,12 +82,17 @@ def read_json(path: Path) -> Any:
     if len(data) > _FILE_MAX_BYTES:
         raise InputError(Problem(str(path), "", "", "is larger than 10 MB"))
     try:
-        return json.loads(data, object_pairs_hook=_no_duplicates)
+        value = json.loads(data, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         sentence = f"is not JSON: {error.msg} (column {error.colno})"
         raise InputError(Problem(path.name, "", "", sentence, line=error.lineno)) from error
     except (ValueError, RecursionError) as error:
         raise InputError(Problem(path.name, "", "", f"is not JSON: {error}")) from error
+    problems = Problems(path.name)
+    for key, number in unclean_numbers(value):
+        problems.add(key, number, "expected a finite number")
+    problems.check()
+    return value
 
 
 def _load(config: Mapping[str, Any], label: str, directory: Path) -> TaskDefinition:
@@ -151,7 +156,7 @@ def _json_beside(problems: Problems, config: Mapping[str, Any], key: str, direct
     except InputError as error:
         # Said of the key that names the file, unless the fault is in the file's own text.
         for problem in error.problems:
-            if problem.line is None:
+            if problem.line is None and not problem.key:
                 problems.add(key, name, problem.expected)
             else:
                 problems.extend([problem])

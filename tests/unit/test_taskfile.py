@@ -293,7 +293,10 @@ def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
         ("[]", "expected a JSON object"),
         ('{"maxPoints": 1,\n "maxPoints": 2}', "the key 'maxPoints' is there twice"),
         ("[" * 100_000, "is not JSON"),
-        ('{"evaluationExec": "true", "searchSpace": {}, "seed": NaN}', "finite numbers"),
+        (
+            '{"evaluationExec": "true", "searchSpace": {}, "seed": NaN}',
+            "seed: got NaN; expected a finite number",
+        ),
         ("\udcff", "is not JSON"),
     ],
 )
@@ -516,3 +519,18 @@ def test_a_long_payload_with_checkpoints_suits_a_short_queue(tmp_path: Path) -> 
     payload = {"expected_minutes": 600}
     task = load_task(write_search(tmp_path, payload=payload, checkPointToSave="m.pt"))
     check_against_site(task, site())
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_named_with_its_own_file_and_key(
+    tmp_path: Path, number: str
+) -> None:
+    path = write_search(tmp_path)
+    dimension = f'{{"low": 0, "high": {number}}}'
+    (tmp_path / "space.json").write_text(
+        f'{{"x": {{"method": "uniform", "dimension": {dimension}}}}}'
+    )
+    told = problems_of(path)
+    assert list(told) == ["x.dimension.high"]
+    assert told["x.dimension.high"].startswith("space.json: x.dimension.high: got ")
+    assert told["x.dimension.high"].endswith("; expected a finite number")
