@@ -9,7 +9,38 @@ from harvester.errors import InputError, Problem
 from harvester.model import Tag
 from harvester.quantities import format_duration
 from harvester.site import Queue, Site, WalltimeBin
-from payload_runner.protocol import SpoolPaths
+from payload_runner.protocol import AllocationPlan, SpoolPaths, dump_json
+
+
+def plan_of(
+    site: Site, spool_id: str, *, tag: str, nodes: int, walltime_s: float, idle_exit_s: float
+) -> AllocationPlan:
+    """What the runner of an allocation at this site is to know."""
+    runner = site.runner
+    return AllocationPlan(
+        tag=tag,
+        spool_id=spool_id,
+        nodes=nodes,
+        node=site.node,
+        walltime_s=walltime_s,
+        batch_system=site.batch_system,
+        launcher=runner.launcher,
+        transport=runner.transport,
+        filesystem=site.filesystem,
+        node_local_dir=runner.node_local_dir,
+        keep_workdirs=runner.keep_workdirs,
+        drain_margin_s=runner.drain_margin_s,
+        idle_exit_s=idle_exit_s,
+        container_runtime=site.container_runtime,
+        image_dir=site.image_dir,
+        environment=runner.environment,
+    )
+
+
+def join_plan(site: Site, spool_id: str) -> AllocationPlan:
+    """What a user's own allocation at this site needs to know; tag and size are its own."""
+    idle_exit_s = site.runner.idle_exit_s
+    return plan_of(site, spool_id, tag="", nodes=1, walltime_s=0.0, idle_exit_s=idle_exit_s)
 
 
 def job_of(

@@ -76,6 +76,7 @@ def _allocation(desk: Desk, row: AllocationRow) -> dict[str, Any]:
         "job_id": row.job_id,
         "state": row.state.value,
         "queue": row.queue,
+        "joined": row.joined,
         "nodes": row.nodes,
         "slots": row.slots,
         "slots_busy": row.slots_busy,

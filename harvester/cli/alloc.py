@@ -73,6 +73,11 @@ def cancel(tags: tuple[str, ...], dry_run: bool, site: str | None) -> None:
     """Cancel allocations at the batch system; their points run again elsewhere, uncharged."""
     chosen = [_find(tag, site) for tag in tags]
     for state, item in chosen:
+        if item.get("joined"):
+            raise Refused(
+                f"{item['tag']} at {state.site} is a job that its user started; "
+                f"who wants its end cancels job {item.get('job_id')} at the batch system"
+            )
         if not item.get("job_id"):
             raise Refused(
                 f"{item['tag']} at {state.site} is {item.get('state')} and has no job id yet; "

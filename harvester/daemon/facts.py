@@ -79,7 +79,7 @@ def submissions_left(desk: Desk) -> int:
     """How many jobs the budgets allow now."""
     budgets = desk.site.budgets
     spent = desk.store.spendings.within("submission", HOUR_S, desk.clock.now())
-    in_flight = len(desk.store.allocations.not_ended())
+    in_flight = sum(not row.joined for row in desk.store.allocations.not_ended())
     return max(0, min(budgets.submissions_per_hour - spent, budgets.jobs_in_flight - in_flight))
 
 
@@ -186,6 +186,7 @@ def _allocation(
         ordered=ordered,
         running=running,
         queued_s=max(0.0, desk.clock.now() - row.planned_at) if row.started_at is None else 0.0,
+        joined=row.joined,
     )
 
 

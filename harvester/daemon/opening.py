@@ -18,6 +18,7 @@ from harvester.daemon.plan_step import snapshot
 from harvester.daemon.problems import Problems
 from harvester.effects import Effects
 from harvester.errors import StorageUnavailable
+from harvester.jobs import join_plan
 from harvester.lease import Lease
 from harvester.model import AllocationState
 from harvester.site import Site
@@ -28,7 +29,7 @@ from harvester.spool.runner_archive import ensure_runner_archive
 from harvester.spool.spooldir import prepare_spool
 from harvester.store import Store
 from payload_runner.files import Files
-from payload_runner.protocol import SpoolPaths
+from payload_runner.protocol import SpoolPaths, dump_json
 
 _READ_LIMIT = 4096
 
@@ -159,6 +160,7 @@ def _announce(desk: Desk) -> None:
     )
     path = desk.site.state_dir / "daemon.json"
     try:
+        desk.files.replace(desk.spool.join, dump_json(join_plan(desk.site, desk.spool_id)))
         desk.files.replace(path, f"{text}\n".encode())
     except OSError as error:
         raise StorageUnavailable(f"{path}: {error}") from error

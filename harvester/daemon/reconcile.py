@@ -6,6 +6,7 @@ grace period).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -38,6 +39,8 @@ class Known:
     runner: str  # '' | up | draining | ended
     cancelled: bool = False
     in_hand: bool = False  # its submission has not come back yet
+    joined: bool = False  # a user's own, which this batch system need not know
+    quiet_s: float = math.inf  # since its runner's last word
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ def judge_unlisted(known: Known, unseen: Unseen, now: float, grace_s: float) -> 
         return Absent(known.tag) if unseen.looks >= LOOKS_FOR_ABSENCE else Doubtful(known.tag)
     if known.cancelled and not known.runner:
         return Gone(known.tag, "cancellation", "cancelled before it started", Blame.SITE)
-    if now - unseen.since >= grace_s:
+    if min(now - unseen.since, known.quiet_s) >= grace_s:
         return Gone(known.tag, "grace", f"not listed for {grace_s:g} s", Blame.SITE)
     return Doubtful(known.tag)
 
@@ -145,7 +148,11 @@ def is_suspiciously_empty(known: Iterable[Known], jobs: tuple[ObservedJob, ...])
     """Whether nothing is listed although a job of ours was there and has not said good-bye."""
     there = (AllocationState.QUEUED, AllocationState.HELD, AllocationState.RUNNING)
     return not jobs and any(
-        item.state in there and item.runner != "ended" and not item.cancelled for item in known
+        item.state in there
+        and item.runner != "ended"
+        and not item.cancelled
+        and not item.joined
+        for item in known
     )
 
 

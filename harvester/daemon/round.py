@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from harvester.daemon.adopt import Adopt
 from harvester.daemon.deliver import Deliver
 from harvester.daemon.desk import Desk, Step
 from harvester.daemon.events import TakeEvents
@@ -59,6 +60,7 @@ class Round:
         submit = Submit(desk, self._watch)
         self._steps: tuple[Step, ...] = (
             TakeEvents(desk),
+            Adopt(desk),
             self._watch,
             Settle(desk),
             points,

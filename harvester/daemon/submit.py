@@ -12,7 +12,7 @@ from harvester.daemon.desk import Desk
 from harvester.daemon.watch_batch import WatchBatch
 from harvester.effects import Finished
 from harvester.errors import Fenced, StorageUnavailable, SubmissionRefused
-from harvester.jobs import job_of
+from harvester.jobs import job_of, plan_of
 from harvester.model import AllocationState, JobId, Tag
 from harvester.planning.facts import NewAllocation
 from harvester.store.allocations import AllocationRow
@@ -46,7 +46,7 @@ class Submit:
 
     def _has_submitted(self) -> bool:
         rows = self._desk.store.allocations.not_ended()
-        return any(row.state is not AllocationState.PLANNED for row in rows)
+        return any(row.state is not AllocationState.PLANNED and not row.joined for row in rows)
 
     def may_submit(self) -> bool:
         """Whether a sound and recent look at the batch system allows a submission now."""
@@ -86,7 +86,7 @@ class Submit:
         cancelled = False
         for tag, why in wanted:
             row = desk.store.allocations.get(tag)
-            if row.cancel == 0 and row.job_id is not None:
+            if row.cancel == 0 and row.job_id is not None and not row.joined:
                 desk.journal.record("cancel_intent", {"tags": [tag], "why": why})
                 log.info("Cancel an allocation. tag=%s job=%s why=%s", tag, row.job_id, why)
                 cancelled = True
@@ -207,24 +207,14 @@ class Submit:
 
 def allocation_plan(desk: Desk, row: AllocationRow) -> AllocationPlan:
     """What the runner of an allocation is to know."""
-    site, runner = desk.site, desk.site.runner
-    return AllocationPlan(
+    idle_exit_s = desk.site.runner.idle_exit_s
+    return plan_of(
+        desk.site,
+        desk.spool_id,
         tag=row.tag,
-        spool_id=desk.spool_id,
         nodes=row.nodes,
-        node=site.node,
         walltime_s=row.walltime_s,
-        batch_system=site.batch_system,
-        launcher=runner.launcher,
-        transport=runner.transport,
-        filesystem=site.filesystem,
-        node_local_dir=runner.node_local_dir,
-        keep_workdirs=runner.keep_workdirs,
-        drain_margin_s=runner.drain_margin_s,
-        idle_exit_s=max(runner.idle_exit_s, CRON_IDLE_S if desk.single_round else 0.0),
-        container_runtime=site.container_runtime,
-        image_dir=site.image_dir,
-        environment=runner.environment,
+        idle_exit_s=max(idle_exit_s, CRON_IDLE_S if desk.single_round else 0.0),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from harvester.batch.port import JobState, Observation, ObservedJob
 from harvester.daemon import reconcile
@@ -164,6 +165,10 @@ class WatchBatch:
             now = self._desk.clock.now()
             self._follow(known, reconcile.judge_unlisted(known, unseen, now, self._grace_s()))
 
+    def _quiet_s(self, tag: Tag) -> float:
+        heard = self._desk.heard.get(tag)
+        return math.inf if heard is None else self._desk.clock.monotonic() - heard.monotonic
+
     def _count_unseen(self, row: AllocationRow) -> Unseen:
         """Looks are counted in the ledger: a run from cron sees one of them only."""
         before = None
@@ -298,7 +303,7 @@ class WatchBatch:
         if desk.store.attempts.ran_in(row.tag):
             self.duds.succeeded()
             desk.problems.clear("runner")
-        elif row.cancel == 0 and not row.closing:
+        elif row.cancel == 0 and not row.closing and not row.joined:
             self.duds.failed(desk.clock.monotonic())
             when = "without starting an evaluation" if row.runner else "before its runner started"
             what = f"allocation {row.tag} ended {when}: {row.end_reason}"
@@ -321,4 +326,6 @@ class WatchBatch:
             runner=row.runner,
             cancelled=row.cancel > 0,
             in_hand=row.tag in self._desk.submitting,
+            joined=row.joined,
+            quiet_s=self._quiet_s(row.tag),
         )

@@ -83,6 +83,16 @@ def _planned(store: Store, at: float, fields: Fields) -> None:
     store.allocations.add(Tag(fields["tag"]), at, fields)
 
 
+def _joined(store: Store, at: float, fields: Fields) -> None:
+    tag = Tag(fields["tag"])
+    if store.allocations.state(tag) is not None:
+        return
+    store.allocations.add(tag, at, fields)
+    columns = {"joined": 1, "job_id": fields["job_id"], "submitted_at": at}
+    store.allocations.step(tag, AllocationState.SUBMITTING, at, fields["why"], columns)
+    store.allocations.step(tag, AllocationState.QUEUED, at, "its runner is on its way")
+
+
 def _submit_intent(store: Store, at: float, fields: Fields) -> None:
     why = "the batch system is being asked"
     store.allocations.step(Tag(fields["tag"]), AllocationState.SUBMITTING, at, why)
@@ -243,6 +253,7 @@ _APPLY: dict[str, Callable[[Store, float, Fields], None]] = {
     "lease_gone": _lease_gone,
     "lease_stop": _lease_stop,
     "planned": _planned,
+    "joined": _joined,
     "submit_intent": _submit_intent,
     "submitted": _submitted,
     "submit_failed": _submit_failed,

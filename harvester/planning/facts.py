@@ -42,6 +42,7 @@ class AllocationFacts:
     ordered: tuple[WaitingAttempt, ...] = ()  # ordered there, not started
     running: tuple[WaitingAttempt, ...] = ()  # running there; waiting_s is then the run time so far
     queued_s: float = 0.0
+    joined: bool = False  # a user's own job: capacity that no budget counts and nobody cancels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

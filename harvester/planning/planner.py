@@ -154,7 +154,9 @@ def _allocations_to_cancel(facts: PlanInput, estimator: Estimator) -> tuple[tupl
     queued = (AllocationState.QUEUED, AllocationState.HELD)
     why = "no point is left that would need it"
     return tuple(
-        (found.tag, why) for found in facts.allocations if found.state in queued and _is_idle(found)
+        (found.tag, why)
+        for found in facts.allocations
+        if found.state in queued and _is_idle(found) and not found.joined
     )
 
 

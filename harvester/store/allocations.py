@@ -49,6 +49,7 @@ class AllocationRow:
     end_reason: str | None
     end_blame: str | None
     end_said_at: float | None
+    joined: bool = False
 
 
 # A job that has ended took what it had; one that never started took nothing.
@@ -163,7 +164,8 @@ class Allocations:
     def node_seconds_since(self, instant: float) -> float:
         """Node seconds of what was planned since an instant: had, or still possible."""
         row = self._connection.execute(
-            f"SELECT coalesce(sum(nodes * {_SPENT_S}), 0) FROM allocations WHERE planned_at >= ?",
+            f"SELECT coalesce(sum(nodes * {_SPENT_S}), 0) FROM allocations"
+            " WHERE planned_at >= ? AND joined = 0",
             (instant,),
         ).fetchone()
         return float(row[0])
@@ -176,5 +178,5 @@ class Allocations:
 
 
 def _row(row: tuple[Any, ...]) -> AllocationRow:
-    values = (row[0], AllocationState(row[1]), *row[2:23], bool(row[23]), *row[24:])
+    values = (row[0], AllocationState(row[1]), *row[2:23], bool(row[23]), *row[24:-1], bool(row[-1]))
     return AllocationRow(*values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = "1"
+VERSION = "2"
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -118,7 +118,8 @@ CREATE TABLE allocations (
     end_witness TEXT,                -- who says that it has ended; its last events may still come
     end_reason TEXT,
     end_blame TEXT,
-    end_said_at REAL
+    end_said_at REAL,
+    joined INTEGER NOT NULL DEFAULT 0 -- a user's own job: not ours to cancel
 ) WITHOUT ROWID;
 CREATE INDEX live_allocations ON allocations (tag) WHERE state != 'ended';
 

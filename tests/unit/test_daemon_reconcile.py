@@ -143,6 +143,16 @@ def test_an_empty_answer_is_suspicious_when_a_job_should_be_there(
     assert not is_suspiciously_empty([item], (job(JobState.RUNNING),))
 
 
+def test_a_job_that_is_not_listed_lives_while_its_runner_speaks() -> None:
+    unseen = Unseen(0.0, 5, 900.0)
+    assert isinstance(judge_unlisted(known(quiet_s=30.0), unseen, 1000.0, GRACE_S), Doubtful)
+    assert isinstance(judge_unlisted(known(quiet_s=700.0), unseen, 1000.0, GRACE_S), Gone)
+
+
+def test_a_users_own_job_need_not_be_listed() -> None:
+    assert not is_suspiciously_empty([known(joined=True)], ())
+
+
 def test_why_a_job_waits_is_kept_in_the_batch_systems_words() -> None:
     held = job(JobState.HELD, name="b", reason="JobHeldAdmin")
     jobs = [job(JobState.QUEUED, name="a", reason="Resources"), held, job(JobState.RUNNING)]

@@ -127,6 +127,14 @@ def test_walltime_is_what_the_batch_system_will_make_of_it() -> None:
     assert plan(replace(brief, node_hours_left=179 / 3600)).submit == ()
 
 
+def test_a_users_own_allocation_takes_no_room_of_the_budget_and_is_never_cancelled() -> None:
+    own = replace(queued(), joined=True)
+    busy = replace(own, tag=B, ordered=attempts(1))
+    wanted = facts(waiting=attempts(100, expected_s=3000.0), allocations=(own, own, own, own))
+    assert plan(wanted).submit
+    assert plan(facts(allocations=(own, busy), nothing_more=True)).cancel == ()
+
+
 def test_walltime_leaves_room_for_the_points_that_results_will_bring() -> None:
     (chosen,) = plan(facts(waiting=attempts(4, expected_s=1000.0))).submit
     assert chosen.walltime_s == pytest.approx(4 * 1000 + 500 + 120, abs=2)

@@ -238,6 +238,17 @@ def test_a_requeued_allocation_takes_back_what_its_earlier_start_refused(bench: 
     assert bench.store.allocations.get(TAG).slot_seconds == 12.0
 
 
+def test_a_users_own_allocation_joins_and_counts_against_no_budget(bench: Bench) -> None:
+    fields = {"tag": TAG, "job_id": "77", "nodes": 2, "walltime_s": 600.0, "gpus_per_node": 4}
+    for _ in range(2):
+        bench.ledger("joined", queue="", why="a user's own", **fields)
+    row = bench.store.allocations.get(TAG)
+    assert (row.state, row.job_id, row.joined) == (AllocationState.QUEUED, "77", True)
+    assert bench.store.allocations.node_seconds_since(0.0) == 0.0
+    bench.event("open", **_OPENED)
+    assert bench.store.allocations.get(TAG).state is AllocationState.RUNNING
+
+
 def test_a_stopped_lease_marks_its_attempts_until_the_order_is_given(bench: Bench) -> None:
     bench.running().ledger("lease_stop", lease="1.7.1", why="pruned")
     assert [item.attempt for item in bench.store.attempts.unwanted()] == [ATTEMPT]
