@@ -238,7 +238,8 @@ class Conductor:
     def turn(self, now: float) -> None:
         """Whatever the time asks for: begin, place, drain, heartbeat."""
         self._begin(now)
-        if self.drain is None and now >= self.drain_point():
+        runs_on = self.drain is None or self.drain.deadline is None
+        if runs_on and now >= self.drain_point():
             left = self._end - self.plan.drain_margin_s - now
             self.start_drain("the walltime ends", now, outcome="timed_out", within_s=left)
         self._give_up_stragglers(now)
