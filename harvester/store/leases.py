@@ -183,4 +183,8 @@ class Leases:
 
     def close(self, attempt: AttemptId) -> None:
         """The service has taken the outcome of the lease that this attempt settled."""
-        self._connection.execute("UPDATE leases SET closed = 1 WHERE settled_by = ?", (attempt,))
+        self._connection.execute(
+            "UPDATE leases SET closed = 1 WHERE settled_by = ?1"
+            " AND lease = (SELECT lease FROM attempts WHERE attempt = ?1)",  # by its key
+            (attempt,),
+        )

@@ -1,0 +1,60 @@
+"""Queries of the index that are asked once per attempt must not walk through all of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from harvester.fold.logs import apply_ledger_records
+from harvester.store import Store
+from payload_runner.logfile import Record
+
+_LEASE = {"task": "1", "parameters": {"x": 1}, "payload_id": "p"}
+
+
+def lease(n: int) -> tuple[str, dict[str, Any]]:
+    return "leased", {**_LEASE, "lease": f"1.{n}.1", "point": str(n)}
+
+
+def settle(n: int) -> list[tuple[str, dict[str, Any]]]:
+    attempt = f"1.{n}.1.1"
+    return [
+        ("attempt_closed", {"attempt": attempt, "state": "cancelled", "reason": "x"}),
+        ("judged", {"attempt": attempt, "final": True, "summary": {"state": "cancelled"}}),
+        ("delivering", {"attempts": [attempt]}),
+        ("delivered", {"receipts": [[attempt, "counted", ""]]}),
+    ]
+
+
+def hundreds_of_steps_to_settle_one_of(path: Path, points: int) -> int:
+    """What SQLite's virtual machine does for one point, of so many that are leased."""
+    Store.create(path, "abcde").close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    store = Store(connection)
+    told = [("payload", {"payload_id": "p", "command": "true"}), *map(lease, range(points))]
+    records = [Record(n, kind, 1.0, fields, 0, 0) for n, (kind, fields) in enumerate(told, 1)]
+    apply_ledger_records(store, "ledger.1.log", records, 1)
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    connection.set_progress_handler(count, 100)
+    last = [
+        Record(len(told) + n, kind, 2.0, fields, 0, 0)
+        for n, (kind, fields) in enumerate(settle(points // 2), 1)
+    ]
+    assert apply_ledger_records(store, "ledger.1.log", last, 2) == len(last)
+    connection.set_progress_handler(None, 0)
+    assert len(store.leases.to_renew()) == points - 1
+    store.close()
+    return steps
+
+
+def test_settling_a_point_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
+    few = hundreds_of_steps_to_settle_one_of(tmp_path / "few.sqlite", 50)
+    many = hundreds_of_steps_to_settle_one_of(tmp_path / "many.sqlite", 2000)
+    assert many <= few + 20, (few, many)
