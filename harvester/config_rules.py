@@ -19,7 +19,13 @@ Finding = tuple[Key, str]  # the key concerned, and the sentence
 # Slurm: --mem, --mem-per-cpu, --mem-per-gpu; PBS and Grid Engine: -l mem=, select=...:mem=.
 _MEMORY_REQUEST = re.compile(r"--mem\b|--mem-per-|\b(?:p?v?mem|h_vmem|mem_free)=|\brusage\[mem=")
 # With what agents are usually started there; without a launcher they all run on one host.
-_LAUNCHED_BY = {"slurm": "srun", "pbs": "mpiexec", "lsf": "jsrun", "flux": "flux run"}
+_LAUNCHED_BY = {
+    "slurm": "srun",
+    "pbs": "mpiexec",
+    "lsf": "jsrun",
+    "flux": "flux run",
+    "gridengine": "qrsh -inherit",
+}
 LAUNCHERS = ("flux", "jsrun", "mpiexec", "mpirun", "qrsh", "srun")
 
 

@@ -233,12 +233,19 @@ def _flux(site: Site) -> BatchSystem:
     return Flux(timeout_s=site.budgets.command_timeout_s)
 
 
+def _gridengine(site: Site) -> BatchSystem:
+    from harvester.batch.gridengine import GridEngine
+
+    return GridEngine(timeout_s=site.budgets.command_timeout_s)
+
+
 _BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {
     "local": _local,
     "slurm": _slurm,
     "pbs": _pbs,
     "lsf": _lsf,
     "flux": _flux,
+    "gridengine": _gridengine,
 }
 
 

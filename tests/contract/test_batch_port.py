@@ -1,7 +1,7 @@
 """The contract of ``BatchSystem``, kept by every implementation that runs here for real.
 
 The local one is itself; the others are our adapters over fake commands with the habits of the real
-ones (``tests/fakes``). What only a real Slurm can show is in ``tests/live``.
+ones (``tests/fakes``). What only a real Slurm or Grid Engine can show is in ``tests/live``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harvester.batch.flux import Flux
+from harvester.batch.gridengine import GridEngine
 from harvester.batch.local import LocalBatch
 from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
@@ -75,6 +76,7 @@ MAKERS: Mapping[str, Callable[[Mapping[str, str]], BatchSystem]] = {
     "pbs": lambda environment: Pbs(environment=environment),
     "lsf": lambda environment: Lsf(environment=environment),
     "flux": lambda environment: Flux(environment=environment),
+    "gridengine": lambda environment: GridEngine(environment=environment),
 }
 
 

@@ -1,4 +1,4 @@
-"""The adapters of PBS, LSF and Flux while their commands misbehave."""
+"""The adapters of PBS, LSF, Flux and Grid Engine while their commands misbehave."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harvester.batch.flux import Flux
+from harvester.batch.gridengine import GridEngine
 from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem
@@ -22,6 +23,7 @@ MAKERS: Mapping[str, Callable[[float, Mapping[str, str]], BatchSystem]] = {
     "pbs": lambda timeout_s, environ: Pbs(timeout_s=timeout_s, environment=environ),
     "lsf": lambda timeout_s, environ: Lsf(timeout_s=timeout_s, environment=environ),
     "flux": lambda timeout_s, environ: Flux(timeout_s=timeout_s, environment=environ),
+    "gridengine": lambda timeout_s, environ: GridEngine(timeout_s=timeout_s, environment=environ),
 }
 
 
@@ -52,9 +54,11 @@ QUERIES: Mapping[tuple[str, str], Callable[[BatchSystem, JobId], object]] = {
     ("pbs", "qstat"): lambda batch, job: batch.ended([job], []),
     ("lsf", "bjobs"): lambda batch, job: batch.observe(),
     ("flux", "jobs"): lambda batch, job: batch.observe(),
+    ("gridengine", "qstat"): lambda batch, job: batch.observe(),
+    ("gridengine", "qacct"): lambda batch, job: batch.ended([job], []),
 }
-CANCELS = {"pbs": "qdel", "lsf": "bkill", "flux": "cancel"}
-SUBMITS = {"pbs": "qsub", "lsf": "bsub", "flux": "batch"}
+CANCELS = {"pbs": "qdel", "lsf": "bkill", "flux": "cancel", "gridengine": "qdel"}
+SUBMITS = {"pbs": "qsub", "lsf": "bsub", "flux": "batch", "gridengine": "qsub"}
 
 
 @pytest.fixture
@@ -143,7 +147,8 @@ def test_submission_whose_answer_is_lost_is_found_by_its_tag(bench: Bench) -> No
         bench.submit()
 
     assert [job.name for job in bench.batch().observe().jobs] == [TAG]
-    assert [job.name for job in bench.batch().ended([], [TAG])] == [TAG]
+    if bench.system != "gridengine":  # its books know what has left
+        assert [job.name for job in bench.batch().ended([], [TAG])] == [TAG]
 
 
 @systems
@@ -165,7 +170,8 @@ def test_greeting_before_the_job_id_is_harmless(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("system", "command"), [("pbs", "qselect"), ("lsf", "bjobs"), ("flux", "flux")]
+    ("system", "command"),
+    [("pbs", "qselect"), ("lsf", "bjobs"), ("flux", "flux"), ("gridengine", "qstat")],
 )
 def test_missing_commands_are_named(system: str, command: str, tmp_path: Path) -> None:
     with pytest.raises(BatchUnavailable, match=rf"{command} cannot be started.*PATH"):

@@ -126,6 +126,7 @@ def test_sound_site_breaks_no_rule() -> None:
                 ("slurm", "srun"),
                 ("pbs", "mpiexec"),
                 ("lsf", "jsrun"),
+                ("gridengine", "qrsh -inherit"),
                 ("flux", "flux run"),
             )
         ],

