@@ -1,14 +1,16 @@
-"""Starts the agents: one launcher call for all nodes, or one process each on this machine."""
+"""Starts the agents: one launcher call for all nodes, one a node, or one process each here."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import time
 from dataclasses import replace
-from typing import List, Mapping, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple
 
 from payload_runner.protocol import AllocationPlan
 from payload_runner.transport import AgentStart
@@ -82,9 +84,19 @@ def start_agents(
     without one all run here, named after the virtual nodes of the local batch system.
 
     Raises:
-        OSError: the launcher or the interpreter cannot be started.
+        OSError: the launcher or the interpreter cannot be started, or the batch system gave
+            another number of hosts than were planned.
     """
-    agents = Agents(per_node=not plan.launcher)
+    by_host = is_by_host(plan)
+    agents = Agents(per_node=by_host or not plan.launcher)
+    if by_host:
+
+        def agent(node: int) -> Sequence[str]:
+            return [*command, "agent", *replace(start, node=node).argv()]
+
+        for node, argv in enumerate(calls_by_host(plan, agent, environ)):
+            agents.start(node, argv)
+        return agents
     if plan.launcher:
         agents.start(0, [*launcher_words(plan), *command, "agent", *start.argv()])
         return agents
@@ -111,6 +123,46 @@ def launcher_words(plan: AllocationPlan) -> Tuple[str, ...]:
             word = word.replace(name, str(value))
         words.append(word)
     return tuple(words)
+
+
+def is_by_host(plan: AllocationPlan) -> bool:
+    """Whether the launcher is Grid Engine's qrsh, which starts one process on one host a call."""
+    return bool(plan.launcher) and Path(plan.launcher[0]).name == "qrsh"
+
+
+def calls_by_host(
+    plan: AllocationPlan, command: Callable[[int], Sequence[str]], environ: Mapping[str, str]
+) -> Tuple[Tuple[str, ...], ...]:
+    """What runs ``command(node)`` on each host that Grid Engine gave us.
+
+    The first host is this one and needs no launcher: where the batch script counts as one of the
+    job's tasks, there would be no slot left for it. On the others qrsh hands what it is given to
+    a shell.
+
+    Raises:
+        OSError: the list of hosts cannot be read, or is not of the planned length.
+    """
+    hosts = granted_hosts(environ)
+    if len(hosts) != plan.nodes:
+        raise OSError(
+            f"Grid Engine gave slots on {len(hosts)} hosts, {plan.nodes} were asked for; expected "
+            "a parallel environment whose allocation_rule is the slots of one node (-pe)"
+        )
+    others = [
+        (*launcher_words(plan), host, f"exec {shlex.join(command(node))}")
+        for node, host in enumerate(hosts[1:], start=1)
+    ]
+    return (tuple(command(0)), *others)
+
+
+def granted_hosts(environ: Mapping[str, str]) -> Tuple[str, ...]:
+    """The hosts of a Grid Engine job, its first one first; it is ours. Raises OSError."""
+    listed = environ.get("PE_HOSTFILE")
+    if not listed:
+        return (os.uname().nodename,)  # a job without a parallel environment
+    lines = Path(listed).read_text().splitlines()
+    # Slots of a host from two queues are a line each.
+    return tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
 
 
 def virtual_hosts(environ: Mapping[str, str], nodes: int) -> Tuple[Optional[str], ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple
 
 from payload_runner.files import RealFiles
-from payload_runner.launching import launcher_words, virtual_hosts
+from payload_runner.launching import calls_by_host, is_by_host, launcher_words, virtual_hosts
 from payload_runner.probing import NodeFound, look
 from payload_runner.protocol import AllocationPaths, AllocationPlan, dump_json, load_json
 
@@ -137,16 +137,21 @@ def _await_answer(paths: ProbePaths, answered: List[float]) -> None:
 
 def _start(plan: AllocationPlan, command: Sequence[str]) -> List[subprocess.Popen[str]]:
     if plan.launcher:
-        return [_popen([*launcher_words(plan), *command])]
+        return _launch(plan, command)
     hosts = virtual_hosts(os.environ, plan.nodes)
     return [_popen([*command, *(["--host", host] if host else [])]) for host in hosts]
 
 
 def _nested(plan: AllocationPlan, runner: Sequence[str]) -> Launch:
     began = time.monotonic()
-    process = _popen([*launcher_words(plan), *runner, "--version"])
-    outcome = _finish([process], NESTED_S)
+    outcome = _finish(_launch(plan, [*runner, "--version"]), NESTED_S)
     return replace(outcome, seconds=round(time.monotonic() - began, 2))
+
+
+def _launch(plan: AllocationPlan, command: Sequence[str]) -> List[subprocess.Popen[str]]:
+    if is_by_host(plan):
+        return [_popen(call) for call in calls_by_host(plan, lambda _: command, os.environ)]
+    return [_popen([*launcher_words(plan), *command])]
 
 
 def _popen(argv: Sequence[str]) -> subprocess.Popen[str]:
