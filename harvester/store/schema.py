@@ -17,6 +17,7 @@ CREATE TABLE positions (
 CREATE TABLE payloads (payload_id TEXT PRIMARY KEY, spec TEXT NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE asks (key TEXT PRIMARY KEY, points INTEGER NOT NULL, answered INTEGER NOT NULL);
+CREATE INDEX open_asks ON asks (answered) WHERE answered = 0;
 
 CREATE TABLE leases (
     lease TEXT PRIMARY KEY,

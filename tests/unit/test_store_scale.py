@@ -8,6 +8,7 @@ from typing import Any
 
 from harvester.fold.logs import apply_ledger_records
 from harvester.store import Store
+from harvester.store.leases import Ask
 from payload_runner.logfile import Record
 
 _LEASE = {"task": "1", "parameters": {"x": 1}, "payload_id": "p"}
@@ -58,3 +59,21 @@ def test_settling_a_point_costs_the_same_however_many_there_are(tmp_path: Path) 
     few = hundreds_of_steps_to_settle_one_of(tmp_path / "few.sqlite", 50)
     many = hundreds_of_steps_to_settle_one_of(tmp_path / "many.sqlite", 2000)
     assert many <= few + 20, (few, many)
+
+
+def test_a_tick_looks_at_open_requests_only(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    Store.create(path, "abcde").close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    store = Store(connection)
+    for n in range(1, 2001):
+        store.leases.ask(f"k{n}", 4)
+        store.leases.answer(f"k{n}")
+    store.leases.ask("k2001", 5)
+    steps: list[int] = []
+    connection.set_progress_handler(lambda: steps.append(1), 100)
+
+    assert (store.leases.asked(), store.leases.open_asks()) == (2001, (Ask("k2001", 5),))
+
+    assert len(steps) <= 2
+    store.close()
