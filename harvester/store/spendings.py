@@ -20,7 +20,11 @@ class Spendings:
 
     def within(self, what: str, window_s: float, now: float) -> int:
         """How many in the window. Those that a clock jump left in the future count as now."""
-        row = self._connection.execute(
-            "SELECT count(*) FROM spendings WHERE what = ? AND at > ?", (what, now - window_s)
+        count, newest = self._connection.execute(
+            "SELECT count(*), max(at) FROM spendings WHERE what = ? AND at > ?",
+            (what, now - window_s),
         ).fetchone()
-        return int(row[0])
+        if count and newest > now:
+            # Else they would count until the clock comes there, years from now perhaps.
+            self._connection.execute("UPDATE spendings SET at = ?1 WHERE at > ?1", (now,))
+        return int(count)

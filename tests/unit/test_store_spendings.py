@@ -1,0 +1,20 @@
+"""Budget windows over a wall clock that may jump."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harvester.store import Store
+
+MINUTE_S, YEAR_S = 60.0, 365 * 86_400.0
+
+
+def test_spendings_of_a_clock_that_was_wrong_hold_nobody_up_for_years(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "index.sqlite", "abcde")
+    now = 1_000_000.0
+    store.spendings.add("query", now + YEAR_S)  # then the clock was set right
+
+    assert store.spendings.within("query", MINUTE_S, now) == 1
+    assert store.spendings.within("query", MINUTE_S, now + MINUTE_S - 1) == 1
+    assert store.spendings.within("query", MINUTE_S, now + MINUTE_S + 1) == 0
+    store.close()
