@@ -9,7 +9,7 @@ from harvester.errors import InputError, Problem
 from harvester.model import Tag
 from harvester.quantities import format_duration
 from harvester.site import Queue, Site, WalltimeBin
-from payload_runner.protocol import AllocationPlan, SpoolPaths, dump_json
+from payload_runner.protocol import AllocationPlan, SpoolPaths
 
 
 def plan_of(

@@ -29,7 +29,7 @@ class Newcomer:
 
 
 class Adopt:
-    """Finds the markers that newcomers leave. Their jobs are nobody's to cancel but their user's."""
+    """Finds the markers that newcomers leave. Only their users ever cancel their jobs."""
 
     effects = ("adopt",)
 

@@ -148,10 +148,7 @@ def is_suspiciously_empty(known: Iterable[Known], jobs: tuple[ObservedJob, ...])
     """Whether nothing is listed although a job of ours was there and has not said good-bye."""
     there = (AllocationState.QUEUED, AllocationState.HELD, AllocationState.RUNNING)
     return not jobs and any(
-        item.state in there
-        and item.runner != "ended"
-        and not item.cancelled
-        and not item.joined
+        item.state in there and item.runner != "ended" and not item.cancelled and not item.joined
         for item in known
     )
 

@@ -74,7 +74,9 @@ class Limits:
     def of(cls, facts: PlanInput) -> Limits:
         """The limits as the facts leave them."""
         ended = AllocationState.ENDED
-        live = [found for found in facts.allocations if found.state is not ended and not found.joined]
+        live = [
+            found for found in facts.allocations if found.state is not ended and not found.joined
+        ]
         ours_started = Counter(found.queue for found in live if found.state in _STARTED)
         ours_waiting = Counter(found.queue for found in live if found.state not in _STARTED)
         room = {}

