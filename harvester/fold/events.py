@@ -69,7 +69,6 @@ def _opened(store: Store, tag: Tag, at: float, event: protocol.Opened) -> None:
 
 def _started(store: Store, tag: Tag, at: float, event: protocol.AllocationStarted) -> None:
     slots = len(event.nodes) * (event.node.gpus or 1)
-    store.attempts.forget_returns(tag)
     if store.allocations.state(tag) is AllocationState.DRAINING:
         why = "its runner has started again"
         store.allocations.step(tag, AllocationState.RUNNING, at, why, {"reason": None})

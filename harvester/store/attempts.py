@@ -163,16 +163,6 @@ class Attempts:
             (tag, attempt),
         )
 
-    def forget_returns(self, tag: Tag) -> None:
-        """A new start of an allocation has refused nothing yet."""
-        rows = self._connection.execute(
-            "SELECT attempt, returned_by FROM attempts"
-            " WHERE state IN ('leased', 'ordered', 'running') AND returned_by IS NOT NULL"
-        ).fetchall()
-        for attempt, tags in rows:
-            left = [other for other in tags.split(",") if other != tag]
-            self.change(AttemptId(attempt), {"returned_by": ",".join(left) or None})
-
     def remark(self, attempt: AttemptId, at: float, why: str) -> None:
         """Add to the attempt's past something that did not change its state."""
         state = self.state(attempt)

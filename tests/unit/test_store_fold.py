@@ -219,7 +219,7 @@ def test_a_handed_back_attempt_waits_again_but_not_for_the_same_allocation(bench
     ]
 
 
-def test_a_requeued_allocation_takes_back_what_its_earlier_start_refused(bench: Bench) -> None:
+def test_a_requeued_allocation_works_again_but_not_on_what_it_handed_back(bench: Bench) -> None:
     bench.running()
     bench.ledger("leased", lease="1.8.1", task="1", point="8", parameters={"x": 1}, payload_id="p")
     bench.order("order", attempt="1.8.1.1")
@@ -233,7 +233,7 @@ def test_a_requeued_allocation_takes_back_what_its_earlier_start_refused(bench: 
     row = bench.store.allocations.get(TAG)
     assert (row.state, row.runner) == (AllocationState.RUNNING, "up")
     returned = {live.attempt: live.returned_by for live in bench.store.attempts.live()}
-    assert returned[AttemptId("1.8.1.1")] == ()
+    assert returned[AttemptId("1.8.1.1")] == (TAG,)
     bench.event("allocation_ended", reason="x", slot_seconds=7.0, busy_slot_seconds=4.0)
     assert bench.store.allocations.get(TAG).slot_seconds == 12.0
 
