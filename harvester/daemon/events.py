@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from harvester.daemon.desk import Desk, Heard
 from harvester.effects import Finished
@@ -74,22 +74,27 @@ class TakeEvents:
         live = self._desk.store.allocations.not_ended()
         return frozenset(row.tag for row in live if row.runner == "ended")
 
-    def _apply(self, polled: Iterable[Polled]) -> bool:
+    def _apply(self, polled: Sequence[Polled]) -> bool:
         changed = False
-        for item in polled:
-            changed = self._apply_one(item) or changed
+        for n, item in enumerate(polled):
+            try:
+                changed = self._apply_one(item) or changed
+            except StorageUnavailable:
+                # The readers stand behind all of it already; nobody else will bring it again.
+                self._go_back(polled[n:])
+                raise
         return changed
+
+    def _go_back(self, polled: Iterable[Polled]) -> None:
+        for item in polled:
+            self._desk.events.go_back(item.log, self._desk.store.positions.get(item.log).offset)
 
     def _apply_one(self, item: Polled) -> bool:
         desk = self._desk
         if item.batch.gaps:
             log.warning("Skip an unreadable stretch. log=%s bytes=%s", item.log, item.batch.gaps)
             desk.store.count("log_gaps", len(item.batch.gaps))
-        try:
-            fresh = apply_event_records(desk.store, item.log, item.batch.records, item.batch.offset)
-        except StorageUnavailable:
-            desk.events.go_back(item.log, desk.store.positions.get(item.log).offset)
-            raise
+        fresh = apply_event_records(desk.store, item.log, item.batch.records, item.batch.offset)
         desk.journal.record_read(item.log, item.batch.offset)
         self._hear(item)
         self._answer(item)
