@@ -324,9 +324,9 @@ class Agent:
 
 def _workplace(plan: AllocationPlan, spool: SpoolPaths, name: str) -> Workplace:
     if plan.node_local_dir is None:
-        return Workplace(spool, spool.work / name, node_local=False)
+        return Workplace(spool, spool.work / name, node_local=False, keep=plan.keep_workdirs)
     parent = Path(os.path.expandvars(plan.node_local_dir))
-    return Workplace(spool, parent / name, node_local=True)
+    return Workplace(spool, parent / name, node_local=True, keep=plan.keep_workdirs)
 
 
 def _nothing() -> None:

@@ -360,9 +360,8 @@ class Payload:
         whole = self._event(found)
         shown = self.relays_output or whole.state != "succeeded"
         event = whole if shown else replace(whole, stdout=None, stderr=None)
-        workdir = self._workdir
         if not self._node.plan.keep_workdirs:
-            self._loop.worker.submit(lambda: shutil.rmtree(workdir, ignore_errors=True), _nothing)
+            self._remove_workdir()
         self._ended(event, whole)
 
     def _remove_workdir(self) -> None:

@@ -25,11 +25,17 @@ _IN_MEMORY_TOTAL = 2 * 1024 * 1024
 class Workplace:
     """Owns ``root``, which ``open`` makes and ``close`` removes."""
 
-    def __init__(self, spool: SpoolPaths, root: Path, *, node_local: bool) -> None:
-        """``node_local``: inputs are copied to ``root``; else they are used from the spool."""
+    def __init__(
+        self, spool: SpoolPaths, root: Path, *, node_local: bool, keep: bool = False
+    ) -> None:
+        """``node_local``: inputs are copied to ``root``; else they are used from the spool.
+
+        ``keep``: what payloads left behind stays when this closes.
+        """
         self.root = root
         self.node_local = node_local
         self._spool = spool
+        self._keep = keep
         self._checked: Set[str] = set()
         self._small: Dict[str, bytes] = {}
         self._small_bytes = 0
@@ -43,8 +49,8 @@ class Workplace:
             self._inputs.mkdir(mode=0o700)
 
     def close(self) -> None:
-        """Remove everything, as far as that goes."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Remove everything that is not to be kept, as far as that goes."""
+        shutil.rmtree(self._inputs if self._keep else self.root, ignore_errors=True)
 
     def directory(self, attempt: str) -> Path:
         return self.root / attempt

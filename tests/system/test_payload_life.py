@@ -205,3 +205,15 @@ def test_further_node_of_a_single_command_only_holds_its_slot(agent: AgentProces
     attempt = next(IDS)
     assert agent.run("exit 5", attempt, slot=slot).state == "succeeded"
     assert agent.told("attempt_started", attempt) == []
+
+
+def test_working_directories_stay_when_they_are_to_be_kept(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    kept = tmp_path_factory.mktemp("kept")
+    plan = make_plan(node_local_dir=str(kept), keep_workdirs=True)
+    with AgentProcess(tmp_path_factory.mktemp("agent"), plan) as agent:
+        assert agent.run(GOOD, "1.900.1.1").state == "succeeded"
+        agent.run("sleep 3; echo left > file; exit 1", "1.901.1.1")
+    names = {path.parent.name + "/" + path.name for path in kept.glob("*/*/*")}
+    assert {"1.900.1.1/output.json", "1.900.1.1/input.json", "1.901.1.1/file"} <= names
