@@ -1,4 +1,4 @@
-# What slurm-up and slurm-down agree on. Sourced by both; sets names and makes nothing.
+# What the scripts of the test clusters agree on. Sourced by them; makes nothing.
 
 TESTBED=${TESTBED:-/var/lib/tb-slurm}   # state, logs and recorded pids
 NETWORK=${NETWORK:-198.18.77}           # first three bytes; 192.0.2 is refused by some kernels
@@ -11,16 +11,24 @@ require_root() {
     [ "$(id -u)" = 0 ] || fail "needs root (network namespaces, device files); run: sudo $0"
 }
 
-# The packages of the list that are not installed.
+# missing_packages LIST...: the packages of these lists that are not installed.
 missing_packages() {
     local package
-    while read -r package; do
+    cat "$@" | while read -r package; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' ||
             echo "$package"
-    done <"$here/packages"
+    done
 }
 
 record() { echo "$2" >"$TESTBED/run/$1.pid"; }
+
+# daemon NAME COMMAND...: in a session of its own, its pid recorded, its output kept.
+daemon() {
+    local name=$1
+    shift
+    setsid "$@" >"$TESTBED/log/$name.out" 2>&1 </dev/null &
+    record "$name" $!
+}
 
 # A recorded process that still runs; a zombie whose parent does not collect it has ended.
 alive() {
