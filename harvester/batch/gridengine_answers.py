@@ -32,6 +32,8 @@ STATES: Mapping[str, JobState] = {
 _AFTER_JOB = frozenset({0, 12, 13, 14, 15, 16, 17, 37, 100})
 _BY_LIMIT = 37  # qmaster enforced a limit
 _KILLED = 137
+_TOTAL = re.compile(r"^OWNER +WALLCLOCK.*\n=+\n(?:.+\n)?\Z", re.MULTILINE)
+_NO_BOOKS = "no jobs running since startup"  # of a cluster on which no job has ended yet
 _NEEDED = ("owner", "jobname", "jobnumber", "failed", "exit_status", "ru_wallclock", "arid")
 
 _JOB_ID = r"[1-9]\d*"
@@ -145,15 +147,16 @@ def parse_qacct(done: Completed) -> tuple[ObservedJob, ...]:
     A job whose last start failed before it ran may be on its way to another: that is UNKNOWN.
     """
     if done.returncode != 0:
+        if _NO_BOOKS in done.stdout + done.stderr:
+            return ()
         raise done.unavailable("failed")
-    if re.fullmatch(r"OWNER .*\n=+\n", done.stdout):
-        return ()  # a table without a line: no job at all
-    if not re.match(r"={20,}\n", done.stdout) or not done.stdout.endswith("\n"):
-        raise done.unavailable(f"printed no records but {done.stdout[:120]!r}")
-    parts = re.split(r"^={20,}\n", done.stdout, flags=re.MULTILINE)[1:]
+    total = _TOTAL.search(done.stdout)
+    if total is None:  # it comes last, so that nothing is missing where it is
+        raise done.unavailable(f"printed no table at its end but {done.stdout[-120:]!r}")
+    before, *parts = re.split(r"^={20,}\n", done.stdout[: total.start()], flags=re.MULTILINE)
+    if before:
+        raise done.unavailable(f"printed what is no record: {before[:120]!r}")
     records = [_record(done, part) for part in parts]
-    if any(record.keys() != records[0].keys() for record in records):
-        raise done.unavailable("printed records of different fields")
     last = {record["jobnumber"]: record for record in records}
     return tuple(_accounted(done, record) for record in last.values())
 

@@ -67,8 +67,7 @@ def qacct(cluster: Cluster, argv: list[str]) -> int:
     for job in ended:
         print("=" * 62)
         print("".join(f"{key:<12} {value}\n" for key, value in _record(job).items()), end="")
-    if not ended:
-        print("OWNER      WALLCLOCK         UTIME         STIME\n" + "=" * 48)
+    print("OWNER      WALLCLOCK         UTIME         STIME\n" + "=" * 48)
     return 0
 
 

@@ -161,6 +161,7 @@ def test_job_in_error_that_is_gone_meanwhile_keeps_its_state() -> None:
 # --- qacct ---
 
 RULE = "=" * 62 + "\n"
+TOTAL = f"OWNER      WALLCLOCK   UTIME\n{RULE}"
 
 
 def record(
@@ -207,12 +208,12 @@ AFTER = "100 : assumedly after job"
     ],
 )
 def test_ends_are_told_apart(failed: str, status: str, lasted: str, end: JobEnd) -> None:
-    (job,) = parse_qacct(completed(record(failed, status, lasted)))
+    (job,) = parse_qacct(completed(record(failed, status, lasted) + TOTAL))
     assert (job.state, job.end) == (JobState.ENDED, end)
 
 
 def test_end_comes_in_grid_engines_own_words() -> None:
-    (job,) = parse_qacct(completed(record(AFTER, KILLED)))
+    (job,) = parse_qacct(completed(record(AFTER, KILLED) + TOTAL))
     assert job.reason == "exit 137, assumedly after job"
     assert (job.name, job.queue, job.node_names) == (TAG, "all.q", "n1")
 
@@ -221,18 +222,26 @@ def test_end_comes_in_grid_engines_own_words() -> None:
     "failed", ["25  : rescheduling", "1   : assumedly before job", "28  : changing into x"]
 )
 def test_start_that_failed_before_its_job_ran_is_no_end(failed: str) -> None:
-    (job,) = parse_qacct(completed(record(failed)))
+    (job,) = parse_qacct(completed(record(failed) + TOTAL))
     assert (job.state, job.end) == (JobState.UNKNOWN, None)
 
 
 def test_last_start_of_a_job_counts() -> None:
-    text = record("25  : rescheduling") + record("0", "3", number=8) + record()
+    text = record("25  : rescheduling") + record("0", "3", number=8) + record() + TOTAL
     jobs = {job.job_id: job.end for job in parse_qacct(completed(text))}
     assert jobs == {"9": JobEnd.COMPLETED, "8": JobEnd.FAILED}
 
 
 def test_books_without_a_job_are_a_table_without_a_line() -> None:
-    assert parse_qacct(completed(f"OWNER      WALLCLOCK   UTIME\n{RULE}")) == ()
+    assert parse_qacct(completed(TOTAL)) == ()
+
+
+def test_cluster_on_which_nothing_has_ended_yet_has_no_books() -> None:
+    words = "/sge/default/common/accounting: No such file or directory\n"
+    told = "no jobs running since startup\n"
+    assert parse_qacct(completed(told, words, 1)) == parse_qacct(completed("", told, 1)) == ()
+    with pytest.raises(BatchUnavailable, match="No such file"):
+        parse_qacct(completed("", words, 1))
 
 
 @pytest.mark.parametrize(
@@ -240,11 +249,12 @@ def test_books_without_a_job_are_a_table_without_a_line() -> None:
     [
         "",
         "OWNER      WALLCL",
-        f"Welcome!\n{record()}",
-        record()[:-1],
-        record() + record()[: -len("category") - 40],
-        record()[: record().index("exit_status")],
-        record(failed="none"),
+        TOTAL[:-1],
+        record(),
+        f"Welcome!\n{TOTAL}",
+        f"Welcome!\n{record()}{TOTAL}",
+        record()[: record().index("exit_status")] + TOTAL,
+        record(failed="none") + TOTAL,
     ],
 )
 def test_anything_else_is_no_accounting(text: str) -> None:
