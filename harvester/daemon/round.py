@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sqlite3
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,7 @@ class Round:
             Deliver(desk, points),
         )
         self._owners = {kind: step for step in self._steps for kind in step.effects}
+        self._ended: deque[Finished] = deque()  # came back, not taken yet
         self._published_at = float("-inf")
         self._published: dict[str, Any] = {}
         self._dirty = True
@@ -145,11 +147,14 @@ class Round:
             desk.store.close()
 
     def _take_effects(self) -> bool:
-        ended = self._desk.effects.finished()
-        for finished in ended:
+        self._ended.extend(self._desk.effects.finished())
+        changed = False
+        while self._ended:  # one at a time: where one raises, the others are taken the next time
+            finished = self._ended.popleft()
+            # A look that found nothing new is no change.
+            changed = changed or finished.name not in _LOOKS
             self._take(finished)
-        # A look that found nothing new is no change.
-        return any(finished.name not in _LOOKS for finished in ended)
+        return changed
 
     def _take(self, finished: Finished) -> None:
         kind = finished.name.partition(":")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from harvester.store.positions import Position, Range
 from payload_runner.files import Files
 from payload_runner.logfile import PROTOCOL_VERSION, Record
 from payload_runner.protocol import Order, SpoolPaths, to_fields
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"orders\.(\d+)\.log")
 # An acknowledgement only frees the runner's memory: it may wait for company.
@@ -148,14 +151,17 @@ class OrderLogs:
         return max(0.0, min(self._acks_since.values()) + ACK_DELAY_S - self._clock.monotonic())
 
     def forget(self, tag: Tag) -> None:
-        """The allocation ended: close its log and drop what was kept for it."""
-        log = self._logs.pop(tag, None)
-        if log is not None:
-            log.close()
+        """The allocation ended: close its log and drop what was kept for it. Never raises."""
         self._defined.pop(tag, None)
         self._acks_since.pop(tag, None)
         self._acked = {key: seq for key, seq in self._acked.items() if key[0] != tag}
         self._resent = {key: at for key, at in self._resent.items() if key[0] != tag}
+        ended = self._logs.pop(tag, None)
+        if ended is not None:
+            try:
+                ended.close()
+            except StorageUnavailable as error:  # nobody is left to read its last records
+                log.warning("Could not close an order log. tag=%s reason=%s", tag, error)
 
     def close(self) -> None:
         """Commit and close all logs, trying each; raises the first StorageUnavailable."""

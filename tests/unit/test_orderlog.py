@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from harvester.clock import FakeClock
 from harvester.model import AttemptId, Tag
+from harvester.simulation.memory_files import SharedDisk
 from harvester.spool.orderlog import ACK_DELAY_S, OrderLogs, order_log_epochs
 from harvester.store.positions import Position
 from payload_runner.files import RealFiles
@@ -137,3 +139,23 @@ def test_the_epochs_of_an_allocation_are_listed_in_order(bench: Bench) -> None:
         logs.close()
     assert order_log_epochs(RealFiles(), bench.spool, TAG) == (9, 10)
     assert order_log_epochs(RealFiles(), bench.spool, Tag("haaaaa-aaaaaa")) == ()
+
+
+def test_the_log_of_an_ended_allocation_may_refuse_its_last_records() -> None:
+    clock = FakeClock()
+    disk = SharedDisk(clock.monotonic)
+    spool = SpoolPaths(Path("/spool"))
+    disk.host("login").make_dir(spool.allocation(TAG).root)
+    logs = OrderLogs(disk.host("login"), spool, clock, epoch=1, spool_id="abcde", by="me")
+    logs.open(TAG, Position())
+    logs.ack(TAG, "0-a", 3)
+
+    def full(operation: str, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk.fault = full
+    logs.forget(TAG)
+
+    clock.advance(ACK_DELAY_S + 1)
+    assert list(logs.commit()) == []
+    assert not logs.is_open(TAG)
