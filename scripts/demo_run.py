@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import shutil
 import signal
 import sys
@@ -11,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.live import Live
@@ -20,6 +22,7 @@ from stack import TOP, Stack, StackFailed
 
 LIMIT_S = 300.0
 ON_TERMINAL_S, IN_A_LOG_S = 0.5, 3.0
+EX_USAGE = 64  # sysexits.h
 Json = Mapping[str, Any]
 
 
@@ -47,18 +50,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser = _Parser(prog="scripts/demo", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome here as JSON")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")
     parser.add_argument("--points", type=int, default=24, help="points to evaluate (default 24)")
     options = parser.parse_args(arguments)
     if options.points < 1:
         parser.error("--points: expected at least 1")
-    if options.keep and options.keep.exists() and any(options.keep.iterdir()):
-        parser.error(f"--keep: {options.keep} is not empty; name a new directory")
-    options.keep = options.keep and options.keep.resolve()
+    if options.keep:
+        options.keep = options.keep.resolve()
+        _check_new(parser, options.keep)
+    if options.json and not _can_write(options.json):
+        parser.error(
+            f"--json: {options.json} cannot be written; name a file in a directory of yours"
+        )
     return options
+
+
+def _check_new(parser: argparse.ArgumentParser, directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--keep: {directory}: {error.strerror}; name a new directory")
+    if any(directory.iterdir()):
+        parser.error(f"--keep: {directory} is not empty; name a new directory")
+
+
+def _can_write(file: Path) -> bool:
+    return not file.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
 
 
 def _interrupt(*_: object) -> None:
@@ -235,7 +260,8 @@ def _say_where(root: Path, console: Console, *, kept: bool) -> None:
     if kept:
         spool = state / "harvester" / "sites" / "demo" / "spool"
         console.print(f"State: {state}\nSpool: {spool}", highlight=False, soft_wrap=True)
-        console.print(f"Look around: XDG_STATE_HOME={state} harvester status", highlight=False)
+        look = f"XDG_STATE_HOME={shlex.quote(str(state))} harvester status"
+        console.print(f"Look around: {look}", highlight=False, soft_wrap=True)
 
 
 def _remove(path: Path) -> None:
