@@ -63,7 +63,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             standalone_mode=False,
             obj=settings,
         )
-        sys.stdout.flush()
+        # None where whoever started us closed it; typeshed does not know that.
+        if sys.stdout is not None:
+            sys.stdout.flush()
         # click answers --help and --version with their code, commands with what they returned.
         return code if isinstance(code, int) else exits.OK
     except BrokenPipeError:

@@ -211,3 +211,15 @@ def test_service_that_does_not_answer_is_75(
     token = json.loads(service.read_text())["token_file"]
     words = ("task", "list", "--central", "http://127.0.0.1:9", "--token-file", token)
     assert call(environ, *words).returncode == 75
+
+
+@pytest.mark.parametrize("arguments", ["status", "--help", "nonsense"])
+def test_a_closed_standard_output_changes_no_exit_code(
+    environ: Mapping[str, str], arguments: str
+) -> None:
+    command = ("sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "harvester", arguments)
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "should not have happened" not in done.stderr
+    assert done.returncode == (64 if arguments == "nonsense" else 0)
