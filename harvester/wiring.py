@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Environment = Mapping[str, str]
 
 _EXAMPLE_TAG = "haaaaa-aaaaaa"
+_JOIN_NAME = "harvester-join"  # of a user's own job; not one of our tags
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,43 @@ def render_job(
         runner=spool.runner_dir / "payload_runner.pyz",
     )
     return render_batch_job(site, job, spool.allocation(tag).script)
+
+
+def render_join(
+    site: Site, nodes: int, walltime_s: float, queue: str
+) -> tuple[str, tuple[str, ...]]:
+    """A batch script for a user's own job that joins the site's spool, and the command to join.
+
+    Prepares the spool: its runner and what the runner is to know of the site lie there then.
+
+    Raises:
+        ConfigurationError, StorageUnavailable: the spool cannot be used.
+    """
+    import dataclasses
+    import random
+
+    from harvester.errors import StorageUnavailable
+    from harvester.jobs import job_of, join_plan
+    from harvester.model import Tag
+    from harvester.spool.runner_archive import ensure_runner_archive
+    from harvester.spool.spooldir import prepare_spool
+    from payload_runner.files import RealFiles
+    from payload_runner.protocol import SpoolPaths, dump_json
+
+    files, spool = RealFiles(), SpoolPaths(site.spool)
+    spool_id = prepare_spool(files, site.spool, random.Random())
+    runner = ensure_runner_archive(files, spool)
+    try:
+        files.replace(spool.join, dump_json(join_plan(site, spool_id)))
+    except OSError as error:
+        raise StorageUnavailable(f"{spool.join}: {error}") from error
+    command = (site.runner.python, str(runner), "join", str(site.spool))
+    job = job_of(
+        site, tag=Tag(_JOIN_NAME), nodes=nodes, walltime_s=walltime_s, queue=queue, runner=runner
+    )
+    left = ("--nodes", str(nodes), "--walltime", f"{walltime_s:.0f}s")
+    own = dataclasses.replace(job, command=(*command, *left), directory=site.spool)
+    return make_batch(site).render(own), command
 
 
 def render_batch_job(site: Site, job: BatchJob, script: Path) -> tuple[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harvester.cli.alloc_ahead import plan, wrap
 from harvester.cli.options import states_option
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.errors import NotFound, Refused
@@ -18,7 +19,7 @@ Found = tuple[SiteState, Mapping[str, Any]]
 
 @click.group()
 def alloc() -> None:
-    """List, show and cancel allocations."""
+    """List, show and cancel allocations; plan them, or bring your own."""
 
 
 @alloc.command("list")
@@ -89,6 +90,10 @@ def cancel(tags: tuple[str, ...], dry_run: bool, site: str | None) -> None:
         else:
             _cancel(state, str(item["job_id"]))
             note(f"asked for the end of {item['tag']}, job {item['job_id']} at {state.site}")
+
+
+alloc.add_command(plan)
+alloc.add_command(wrap)
 
 
 def _cancel(state: SiteState, job_id: str) -> None:

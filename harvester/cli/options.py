@@ -62,6 +62,22 @@ def task_client(central: str | None, token_file: Path | None) -> Any:
     return make_task_client(CentralOverrides(url=central, token_file=token_file), os.environ)
 
 
+def seconds_of(walltime: str | None) -> float | None:
+    """The value of ``--walltime`` in seconds.
+
+    Raises:
+        UsageError: it is no duration.
+    """
+    from harvester.quantities import parse_duration_s
+
+    if walltime is None:
+        return None
+    try:
+        return parse_duration_s(float(walltime) if walltime.isdigit() else walltime)
+    except ValueError as error:
+        raise wrong_argument("--walltime", walltime, f"expected {error}") from None
+
+
 def wrong_argument(argument: str, value: str, expected: str) -> UsageError:
     """An argument that parses but cannot be meant."""
     return UsageError(Problem("command line", argument, repr(value), expected))

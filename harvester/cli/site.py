@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harvester.cli.options import wrong_argument
+from harvester.cli.options import seconds_of
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.cli.probe import probe
 from harvester.cli.site_init import init
@@ -98,7 +98,7 @@ def render(name: str, nodes: int, walltime: str | None, queue: str | None, as_js
     from harvester.wiring import render_job
 
     loaded = load_site(name, os.environ)
-    chosen, walltime_s = choose_queue(loaded, nodes, _seconds(walltime), queue)
+    chosen, walltime_s = choose_queue(loaded, nodes, seconds_of(walltime), queue)
     script, command = render_job(loaded, nodes, walltime_s, chosen)
     if as_json:
         shown = {"queue": chosen, "walltime_s": walltime_s, "submit": command, "script": script}
@@ -107,14 +107,3 @@ def render(name: str, nodes: int, walltime: str | None, queue: str | None, as_js
     if command:
         note(f"submitted with: {shlex.join(command)}")
     print_text(script.rstrip("\n"))
-
-
-def _seconds(walltime: str | None) -> float | None:
-    from harvester.quantities import parse_duration_s
-
-    if walltime is None:
-        return None
-    try:
-        return parse_duration_s(float(walltime) if walltime.isdigit() else walltime)
-    except ValueError as error:
-        raise wrong_argument("--walltime", walltime, f"expected {error}") from None

@@ -1,0 +1,198 @@
+"""``harvester alloc plan`` and ``alloc wrap``: allocations that do not exist yet."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harvester.cli.options import central_options, seconds_of, site_option, task_client
+from harvester.cli.output import json_option, note, print_json, print_text
+
+if TYPE_CHECKING:
+    from harvester.planning.facts import AllocationFacts, NewAllocation, Plan
+    from harvester.planning.preview import Standing, Work
+    from harvester.site import Site
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Always so: this command never submits anything.")
+@site_option
+@central_options
+@json_option
+def plan(site: str, central: str | None, token_file: Any, as_json: bool, *, dry_run: bool) -> None:
+    """Show what would be submitted now and why, with the rendered script.
+
+    Asks the central service for its running tasks and reads the daemon's published status; the
+    batch system is left alone. The daemon itself knows more of what ran before, and may differ.
+    """
+    from harvester.config import load_site
+    from harvester.planning.preview import preview
+
+    del dry_run
+    loaded = load_site(site, os.environ)
+    status = _status(loaded)
+    work = tuple(_work(task_client(central, token_file), status))
+    found = preview(loaded, work, _standing(loaded, status))
+    why_not = _restraints(status)
+    if as_json:
+        print_json(_as_json(loaded, found, why_not))
+    else:
+        _show(loaded, found, why_not, sum(kind.points for kind in work))
+
+
+@click.command()
+@site_option
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--walltime", metavar="TIME", help='Such as "02:00:00" or 90m.  [default: the most]')
+@click.option("--queue", metavar="QUEUE", help="[default: the first that takes this shape]")
+@json_option
+def wrap(site: str, nodes: int, walltime: str | None, queue: str | None, as_json: bool) -> None:
+    """Print a batch script for you to submit yourself, which joins the site as capacity.
+
+    Prepares the spool for that. Inside an interactive allocation of your own run the command that
+    is shown instead. The harvester never cancels such a job.
+    """
+    from harvester.config import load_site
+    from harvester.jobs import choose_queue
+    from harvester.wiring import render_join
+
+    loaded = load_site(site, os.environ)
+    chosen, walltime_s = choose_queue(loaded, nodes, seconds_of(walltime), queue)
+    script, command = render_join(loaded, nodes, walltime_s, chosen)
+    if as_json:
+        print_json({"queue": chosen, "walltime_s": walltime_s, "join": command, "script": script})
+        return
+    note(f"inside an allocation of your own: {shlex.join(command)} --walltime TIME_LEFT")
+    print_text(script.rstrip("\n"))
+
+
+# --- what is known ---
+
+
+def _status(site: Site) -> Mapping[str, Any]:
+    from harvester.paths import site_states
+    from harvester.views.site_states import read_state
+
+    found = read_state(site.name, site_states(os.environ) / site.name)
+    return found.status or {}
+
+
+def _work(client: Any, status: Mapping[str, Any]) -> Iterator[Work]:
+    """What each running task could have evaluated now, besides what runs."""
+    running = [str(point.get("task")) for point in status.get("points", ())]
+    for task in client.list(state="running"):
+        points = task["points"]
+        settled = sum(points[state] for state in ("done", "failed", "pruned", "cancelled"))
+        at_once = min(points["max"] - settled, task["parallel"] * task["segments"])
+        left = at_once - running.count(task["task"])
+        if left > 0:
+            yield _work_of(client.show(task["task"]), left)
+
+
+def _work_of(task: Mapping[str, Any], points: int) -> Work:
+    from harvester.model import TaskId
+    from harvester.planning.preview import Work
+    from harvester.steering.payload_section import read_payload
+    from harvester.steering.problems import Problems
+
+    payload = read_payload(Problems("task"), task.get("payload"))
+    return Work(
+        task=TaskId(task["task"]),
+        points=points,
+        shape=payload.shape,
+        expected_s=payload.expected_s,
+        limit_s=payload.time_limit_s,
+        checkpointable=bool((task.get("config") or {}).get("checkPointToSave")),
+        priority=payload.priority,
+        grace_s=payload.warn_s + payload.kill_s,
+    )
+
+
+def _standing(site: Site, status: Mapping[str, Any]) -> Standing:
+    from harvester.planning.preview import Standing
+    from harvester.wiring import make_batch
+
+    live = [item for item in status.get("allocations", ()) if item.get("state") != "ended"]
+    return Standing(
+        live=tuple(_facts(item) for item in live),
+        submissions=status.get("budgets", {}).get("submissions_last_hour", 0),
+        walltime_step_s=make_batch(site).capabilities.walltime_step_s,
+        stopping=(site.spool / "STOP").exists(),
+    )
+
+
+def _facts(item: Mapping[str, Any]) -> AllocationFacts:
+    from harvester.model import AllocationState, Tag
+    from harvester.planning.facts import AllocationFacts
+
+    return AllocationFacts(
+        tag=Tag(item["tag"]),
+        state=AllocationState(item["state"]),
+        queue=item["queue"],
+        nodes=item["nodes"],
+        walltime_s=item["walltime_s"],
+        remaining_s=item.get("remaining_s"),
+        accepting=item["state"] == "running",
+        joined=bool(item.get("joined")),
+    )
+
+
+def _restraints(status: Mapping[str, Any]) -> tuple[str, ...]:
+    """What keeps the daemon from submitting whatever the plan says."""
+    breaker = str(status.get("budgets", {}).get("breaker", "closed"))
+    problems = [str(problem.get("what")) for problem in status.get("problems", ())]
+    return (*(() if breaker == "closed" else (f"the breaker is {breaker}",)), *problems)
+
+
+# --- showing it ---
+
+
+def _as_json(site: Site, found: Plan, why_not: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "site": site.name,
+        "submit": [_rendered(site, chosen) for chosen in found.submit],
+        "ordered_to_live_allocations": len(found.orders),
+        "blocked": sorted(set(found.blocked.values())),
+        "restraints": why_not,
+    }
+
+
+def _rendered(site: Site, chosen: NewAllocation) -> dict[str, Any]:
+    from harvester.wiring import render_job
+
+    script, command = render_job(site, chosen.nodes, chosen.walltime_s, chosen.queue)
+    return {
+        "queue": chosen.queue,
+        "nodes": chosen.nodes,
+        "walltime_s": chosen.walltime_s,
+        "why": chosen.why,
+        "submit": command,
+        "script": script,
+    }
+
+
+def _show(site: Site, found: Plan, why_not: tuple[str, ...], points: int) -> None:
+    from harvester.quantities import format_duration
+    from harvester.views.text import clean
+
+    print_text(f"{site.name}: {points} points could be evaluated now")
+    if found.orders:
+        print_text(f"  {len(found.orders)} of them fit allocations that run already")
+    for chosen in found.submit:
+        size = f"{chosen.nodes} nodes for {format_duration(chosen.walltime_s)} in {chosen.queue}"
+        print_text(f"  would submit {size}: {chosen.why}")
+    if not found.submit:
+        print_text("  would submit nothing")
+    for sentence in sorted(set(found.blocked.values())):
+        print_text(f"  blocked: {sentence}")
+    for sentence in why_not:
+        print_text(f"  ! {clean(sentence)}")
+    if found.submit:
+        rendered = _rendered(site, found.submit[0])
+        if rendered["submit"]:
+            note(f"submitted with: {shlex.join(rendered['submit'])}")
+        print_text(rendered["script"].rstrip("\n"))

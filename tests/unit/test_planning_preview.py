@@ -1,0 +1,44 @@
+"""What would be submitted, told from outside the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harvester.model import TaskId
+from harvester.planning.preview import POINTS_MAX, Standing, Work, preview
+from harvester.site import Budgets
+from payload_runner.protocol import Shape
+from tests.planning_cases import allocation, queued, site
+
+WORK = Work(task=TaskId("1"), points=8, shape=Shape(), expected_s=3000.0)
+
+
+def test_work_without_a_place_is_submitted_for_with_its_reason() -> None:
+    (chosen,) = preview(site(), [WORK], Standing(walltime_step_s=60.0)).submit
+    assert (chosen.nodes, chosen.walltime_s % 60) == (2, 0)
+    assert "8 attempts" in chosen.why
+
+
+def test_work_that_fits_what_runs_needs_nothing_more() -> None:
+    few = replace(WORK, points=4, expected_s=60.0)
+    found = preview(site(), [few], Standing(live=(allocation(),)))
+    assert found.submit == ()
+    assert len(found.orders) == 4
+
+
+def test_spent_budgets_and_a_stop_file_submit_nothing_and_say_why() -> None:
+    strict = replace(site(), budgets=Budgets(submissions_per_hour=3))
+    spent = preview(strict, [WORK], Standing(submissions=3))
+    assert spent.submit == ()
+    assert "hourly budget" in " ".join(spent.blocked.values())
+    stopped = preview(site(), [WORK], Standing(stopping=True))
+    assert "STOP" in " ".join(stopped.blocked.values())
+
+
+def test_a_huge_backlog_is_cut_to_what_one_planning_looks_at() -> None:
+    assert len(replace(WORK, points=10**9).attempts()) == POINTS_MAX
+
+
+def test_jobs_that_wait_already_are_not_planned_again() -> None:
+    busy = replace(site(), budgets=Budgets(jobs_in_flight=1))
+    assert preview(busy, [WORK], Standing(live=(queued(),))).submit == ()
