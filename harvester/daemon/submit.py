@@ -15,8 +15,8 @@ from harvester.errors import Fenced, StorageUnavailable, SubmissionRefused
 from harvester.jobs import job_of, plan_of
 from harvester.model import AllocationState, JobId, Tag
 from harvester.planning.facts import NewAllocation
+from harvester.spool.orderlog import order_log_name
 from harvester.store.allocations import AllocationRow
-from harvester.store.positions import Position
 from payload_runner.protocol import AllocationPlan, dump_json
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,9 @@ class Submit:
             desk.files.replace(paths.script, desk.batch.render(job).encode())
         except OSError as error:
             raise StorageUnavailable(f"{paths.root}: {error}") from error
-        desk.orders.open(row.tag, Position())
+        # Not always new: a write may have failed once, at the end of a round from cron perhaps.
+        name = order_log_name(row.tag, desk.lease.epoch)
+        desk.orders.open(row.tag, desk.store.positions.get(name))
         desk.journal.commit_orders()
 
     def _take_submission(self, tag: Tag, finished: Finished) -> None:

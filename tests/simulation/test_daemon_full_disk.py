@@ -62,3 +62,27 @@ def test_a_full_disk_costs_time_and_nothing_else(tmp_path: Path, part: str, n: i
     assert refused
     assert set(world.central.books.told.values()) == {1}
     daemon.close()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_one_failed_write_of_an_order_log_does_not_stop_the_rounds_from_cron(
+    tmp_path: Path, n: int
+) -> None:
+    world = small_world(tmp_path)
+    hits = nth_change_of("orders.", n)
+    failed: list[str] = []
+
+    def fault(operation: str, path: Path) -> None:
+        if not failed and hits(operation, path):
+            failed.append(f"{operation} {path}")
+            raise OSError(errno.EIO, "Input/output error")
+
+    world.disk.fault = fault
+    for _ in range(100):
+        world.daemon().run_once(60.0)
+        world.agenda.advance(300)
+        if world.is_over():
+            break
+
+    assert failed
+    assert world.central.unsettled == 0
