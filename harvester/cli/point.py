@@ -70,12 +70,12 @@ def logs(point_id: str, site: str | None, as_json: bool) -> None:
 
 def _text(output: Any) -> str:
     # Any: the class comes with a late import.
-    from harvester.views.text import clean, clean_lines
+    from harvester.views.text import clean, clean_lines, indented
 
     ended = output.ended
     lines = [f"=== attempt {clean(ended.attempt)} in {output.allocation}: {clean(ended.state)} ==="]
     if ended.reason:
-        lines.append(clean(ended.reason))
+        lines += indented(ended.reason, "")
     for name in ("stdout", "stderr"):
         text = getattr(ended, name)
         lines.append(f"--- {name} ---")

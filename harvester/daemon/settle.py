@@ -107,7 +107,7 @@ def _say(ended: Attempt, judgement: Judgement) -> None:
         ended.state.value,
         ended.attempt,
         None if ended.blame is None else ended.blame.value,
-        (ended.reason or "")[:200],
+        " ".join((ended.reason or "").split())[:200],
         judgement.final,
         judgement.goes_on,
     )

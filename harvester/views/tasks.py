@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harvester.views.text import clean, columns, local_time, number, shorten
+from harvester.views.text import clean, columns, indented, local_time, number, shorten
 
 ATTEMPT_KEYS = (
     "n",
@@ -93,7 +93,8 @@ def point_screen(point: Json) -> str:
     if point.get("segment"):
         lines.append(f"  segment     {clean(point['segment'])}")
     if point.get("message"):
-        lines.append(f"  message     {clean(point['message'])}")
+        first, *more = indented(point["message"], "              ") or [""]
+        lines += [f"  message     {first.strip()}", *more]
     for name, value in named_parameters(point["parameters"]).items():
         lines.append(f"  {clean(name)} = {clean(json.dumps(value))}")
     for attempt in point["attempts"]:
@@ -210,5 +211,5 @@ def _attempt_lines(attempt: Json) -> list[str]:
     lines = [f"  attempt {attempt.get('n')}: {clean(attempt.get('state'))}{blame}{resumed}"]
     lines.append(f"    {place}, {times}")
     if attempt.get("reason"):
-        lines.append(f"    {clean(attempt['reason'])}")
+        lines += indented(attempt["reason"], "    ")
     return lines

@@ -21,6 +21,11 @@ def clean_lines(text: str) -> str:
     )
 
 
+def indented(text: str, indent: str) -> list[str]:
+    """The lines of a text from elsewhere that say something, each behind ``indent``."""
+    return [f"{indent}{clean(line)}" for line in text.splitlines() if line.strip()]
+
+
 def shorten(text: str, width: int) -> str:
     """At most ``width`` characters, with "..." where something was cut."""
     return text if len(text) <= width else f"{text[: max(0, width - 3)]}..."

@@ -124,3 +124,16 @@ def test_point_screen_says_whom_an_attempt_blames_and_why() -> None:
     assert "attempt 2: failed, blames the point, resumed from 1" in screen
     assert "exit code 3" in screen
     assert "\x1b" not in screen
+
+
+def test_a_reason_of_several_lines_keeps_its_lines() -> None:
+    reason = "exit code 1; stderr ends: Traceback:\n  File x\x1b[2J\nTypeError: no"
+    screen = point_screen({**POINT, "message": reason, "attempts": [{**ATTEMPT, "reason": reason}]})
+    assert (
+        "  message     exit code 1; stderr ends: Traceback:\n"
+        "                File x?[2J\n"
+        "              TypeError: no\n"
+    ) in screen
+    assert screen.endswith(
+        "    exit code 1; stderr ends: Traceback:\n      File x?[2J\n    TypeError: no"
+    )
