@@ -380,3 +380,17 @@ def test_a_bad_choice_of_sampler_is_named(given: Any, key: str) -> None:
     problems = Problems("config.json")
     read_sampler(problems, given)
     assert [problem.key for problem in problems.found] == [key]
+
+
+@pytest.mark.parametrize("name", ["grid", "skopt"])
+def test_a_history_may_be_trials_mappings_or_iddss_pairs(name: str) -> None:
+    pairs: list[Any] = [[{"k": "a"}, 0.5], [{"k": "b"}, None]]
+    trials = [Trial({"k": "a"}, "done", 0.5), Trial({"k": "b"}, "pending")]
+    mappings = [
+        {"id": str(n), "parameters": point, "loss": loss} for n, (point, loss) in enumerate(pairs)
+    ]
+    space = {"k": {"method": "categorical", "dimension": {"categories": ["a", "b", "c", "d"]}}}
+    histories: list[list[Any]] = [trials, mappings, pairs]
+    answers = [suggest(name, space, history, 1, 3, 2) for history in histories]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0][0]["k"] in ("c", "d")

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harvester.steering.samplers.ask import Trial, make_ask
+from harvester.steering.samplers.ask import Past, Trial, make_ask
 from harvester.steering.samplers.distinct import distinct
 from harvester.steering.samplers.registry import SAMPLERS
 from harvester.steering.samplers.start import start_points
@@ -24,7 +24,7 @@ __all__ = ["Trial", "runs_in_process", "suggest"]
 def suggest(
     name: str,
     space: SearchSpace | Mapping[str, Any],
-    history: Sequence[Trial | Mapping[str, Any]],
+    history: Sequence[Past],
     n: int,
     seed: int,
     n_asks: int,
@@ -37,8 +37,9 @@ def suggest(
 
     Args:
         space: a parsed space, or its JSON form.
-        history: every earlier trial in the order it was asked for, pending ones included; or
-            mappings with ``parameters``, ``state`` and ``loss``. The loss is minimised.
+        history: every earlier trial in the order it was asked for, pending ones included: trials,
+            mappings with ``parameters``, ``loss`` and perhaps ``state``, or pairs of parameters
+            and loss; without a loss a point is pending. The loss is minimised.
         seed: of the search. The same seed and history give the same points.
         n_asks: how many asks came before; makes repeated asks over one history differ.
         options: of the sampler, see ``registry``.

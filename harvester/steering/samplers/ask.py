@@ -35,6 +35,10 @@ class Trial:
         return self.state == "pending"
 
 
+# How callers may write a trial; the pair is (parameters, loss or None), as iDDS has it.
+Past = Trial | Mapping[str, Any] | Sequence[Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """One request for points."""
@@ -66,7 +70,7 @@ class Ask:
 def make_ask(
     name: str,
     space: SearchSpace | Mapping[str, Any],
-    history: Sequence[Trial | Mapping[str, Any]],
+    history: Sequence[Past],
     n: int,
     seed: int,
     n_asks: int,
@@ -83,9 +87,23 @@ def make_ask(
     return Ask(
         sampler=name,
         space=space if isinstance(space, SearchSpace) else parse_space(space),
-        history=tuple(item if isinstance(item, Trial) else Trial(**item) for item in history),
+        history=tuple(map(_trial, history)),
         n=n,
         seed=seed,
         n_asks=n_asks,
         options=dict(options or {}),
     )
+
+
+def _trial(past: Past) -> Trial:
+    if isinstance(past, Trial):
+        return past
+    if isinstance(past, Mapping):
+        parameters, loss = past["parameters"], past.get("loss")
+        return Trial(parameters, past.get("state") or _implied_state(loss), loss)
+    parameters, loss = past
+    return Trial(parameters, _implied_state(loss), loss)
+
+
+def _implied_state(loss: float | None) -> str:
+    return "pending" if loss is None else "done"
