@@ -217,11 +217,12 @@ def render_join(
     except OSError as error:
         raise StorageUnavailable(f"{spool.join}: {error}") from error
     command = (site.runner.python, str(runner), "join", str(site.spool))
-    job = job_of(
-        site, tag=Tag(_JOIN_NAME), nodes=nodes, walltime_s=walltime_s, queue=queue, runner=runner
-    )
+    tag = Tag(_EXAMPLE_TAG)
+    job = job_of(site, tag=tag, nodes=nodes, walltime_s=walltime_s, queue=queue, runner=runner)
     left = ("--nodes", str(nodes), "--walltime", f"{walltime_s:.0f}s")
-    own = dataclasses.replace(job, command=(*command, *left), directory=site.spool)
+    own = dataclasses.replace(
+        job, tag=Tag(_JOIN_NAME), command=(*command, *left), directory=site.spool
+    )
     return make_batch(site).render(own), command
 
 

@@ -69,9 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     join = commands.add_parser("join", help="let this job of yours work for a spool")
     join.add_argument("spool", type=Path, help="the spool directory on the shared file system")
     join.add_argument("--nodes", type=_positive, help="(default: as the environment says)")
-    join.add_argument(
-        "--walltime", help="time left: HH:MM:SS, or minutes (default: as for --nodes)"
-    )
+    join.add_argument("--walltime", help="time left: HH:MM:SS or 90m (default: as for --nodes)")
     join.add_argument("--job-id", help="the batch job (default: as its environment says)")
     commands.add_parser("agent", help="one node of an allocation; started by the leader")
     probe = commands.add_parser("probe", help="print what this node looks like, as JSON")

@@ -24,7 +24,7 @@ _LIMIT = 1024 * 1024
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _TAG_LETTERS = 6
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
-_UNITS = {"": 60.0, "m": 60.0, "s": 1.0, "h": 3600.0}
+_UNITS = {"m": 60.0, "s": 1.0, "h": 3600.0}
 _COUNT_VARIABLES = ("SLURM_JOB_NUM_NODES", "NHOSTS")
 _END_VARIABLE = "SLURM_JOB_END_TIME"  # seconds since the epoch
 
@@ -86,12 +86,12 @@ def nodes_of(environ: Mapping[str, str]) -> int:
 
 
 def parse_walltime_s(text: str) -> float:
-    """Seconds of ``[D-]HH:MM[:SS]``, of minutes, or of a number with ``s``, ``m`` or ``h``.
+    """Seconds of ``[D-]HH:MM[:SS]``, or of a number with ``s``, ``m`` or ``h``.
 
     Raises:
         CannotJoin: it is none of these, or not above zero.
     """
-    clock, plain = _CLOCK.fullmatch(text), re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    clock, plain = _CLOCK.fullmatch(text), re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     seconds = 0.0
     if clock:
         days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
@@ -100,7 +100,7 @@ def parse_walltime_s(text: str) -> float:
         seconds = float(plain[1]) * _UNITS[plain[2]]
     if seconds <= 0:
         raise CannotJoin(
-            f"--walltime: got {text!r:.40}; expected the time left, such as 01:30:00, 90m or 45"
+            f"--walltime: got {text!r:.40}; expected the time left, such as 01:30:00 or 90m"
         )
     return seconds
 

@@ -58,7 +58,7 @@ def test_plan_shows_what_and_why_with_the_script_and_submits_nothing(stack: Stac
 
 
 def test_wrap_prints_a_script_that_joins_and_prepares_the_spool(stack: Stack) -> None:
-    words = ("alloc", "wrap", "--site", str(stack.site_file), "--nodes", "2", "--walltime", "30")
+    words = ("alloc", "wrap", "--site", str(stack.site_file), "--nodes", "2", "--walltime", "30m")
     script = stack.harvester(*words)
 
     last = script.rstrip("\n").splitlines()[-1]

@@ -88,8 +88,8 @@ def test_the_runner_starts_its_agents_from_its_own_archive(tmp_path: Path, pyz: 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--job-id", "7", "--walltime", "30"), "join.json is not there"),
-        (("--walltime", "30"), "no batch job"),
+        (("--job-id", "7", "--walltime", "30m"), "join.json is not there"),
+        (("--walltime", "30m"), "no batch job"),
         (("--job-id", "7", "--nodes", "0"), "expected a number from 1"),
     ],
 )
