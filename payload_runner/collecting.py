@@ -96,7 +96,8 @@ def _verdict(left: Leftovers) -> Verdict:
     output = None
     if left.exit.good:
         try:
-            output = read_bounded(left.workdir / left.spec.output_name, OUTPUT_LIMIT_BYTES)
+            path = left.workdir / left.spec.output_name
+            output = read_bounded(path, OUTPUT_LIMIT_BYTES, within=left.workdir)
         except OSError as error:
             reason = f"{left.spec.output_name} cannot be read: {error.strerror}"
             return Verdict("failed", "point", reason)
@@ -130,7 +131,7 @@ def _metadata(
     if name is None:
         return None, None
     try:
-        data = read_bounded(left.workdir / name, METADATA_LIMIT_BYTES)
+        data = read_bounded(left.workdir / name, METADATA_LIMIT_BYTES, within=left.workdir)
         if data is None:
             return None, None
         if len(data) > METADATA_LIMIT_BYTES:

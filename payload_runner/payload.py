@@ -237,7 +237,9 @@ class Payload:
 
     def _warn(self) -> None:
         try:
-            (self._workdir / STOP_FILE).touch(mode=0o600)
+            # The payload may have put a link there.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            os.close(os.open(self._workdir / STOP_FILE, flags, 0o600))
         except OSError as error:
             _log.warning("Cannot write the stop file attempt=%s: %s", self.order.attempt, error)
         number = int(getattr(signal, self._spec.warn_signal, signal.SIGUSR2))

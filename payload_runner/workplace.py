@@ -5,6 +5,7 @@ The spool is read once per input file and node. Only the agent of the node write
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -134,8 +135,10 @@ def remove_if_plain(directory: Path) -> bool:
     return True
 
 
-def read_bounded(path: Path, limit_bytes: int) -> Optional[bytes]:
+def read_bounded(path: Path, limit_bytes: int, *, within: Optional[Path] = None) -> Optional[bytes]:
     """Up to ``limit_bytes`` + 1 bytes of a regular file; None if it is missing or something else.
+
+    ``within``: where the file has to lie, whatever links lead to it.
 
     Raises OSError for what a missing file does not explain.
     """
@@ -147,7 +150,16 @@ def read_bounded(path: Path, limit_bytes: int) -> Optional[bytes]:
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
+        if within is not None:
+            _refuse_outside(fd, within)
         return file.read(limit_bytes + 1)
+
+
+def _refuse_outside(fd: int, directory: Path) -> None:
+    # Asked of the open file: a link could be turned between a look at its name and the opening.
+    found = os.readlink(f"/proc/self/fd/{fd}")
+    if not found.startswith(os.path.realpath(directory) + os.sep):
+        raise OSError(errno.EXDEV, "it is a link that leaves the working directory")
 
 
 def usage_bytes(directory: Path, max_files: int = 50_000) -> int:

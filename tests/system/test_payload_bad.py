@@ -40,6 +40,7 @@ def attempt(request: pytest.FixtureRequest) -> str:
         ("""echo '{"status": 1, "loss": 1}' > output.json""", "status is 1, not 0"),
         ("mkfifo output.json", "output.json was not written"),
         ("ln -s /dev/zero output.json", "output.json was not written"),
+        ("""echo '{"loss": 1}' > ../loss.json; ln -s ../loss.json output.json""", "leaves the"),
         ("truncate -s 3G output.json", "output.json is larger than"),
         ("mkdir output.json", "output.json was not written|Is a directory"),
         ("./missing.sh", "exit code 127 (command not found)"),
@@ -56,6 +57,36 @@ def test_point_fails_with_the_true_reason(
     assert (ended.state, ended.blame) == ("failed", "point")
     assert ended.reason is not None
     assert any(words in ended.reason for words in reason.split("|")), ended.reason
+
+
+def test_a_result_may_be_a_link_to_a_file_of_its_own(agent: AgentProcess, attempt: str) -> None:
+    command = """mkdir out; echo '{"loss": 2}' > out/r.json; ln -s out/r.json output.json"""
+    assert agent.run(command, attempt).loss == 2.0
+
+
+def test_metadata_is_never_read_from_elsewhere(
+    agent: AgentProcess, attempt: str, tmp_path: Path
+) -> None:
+    """The user's own files are not the payload's to publish."""
+    (tmp_path / "token.json").write_text('{"token": "secret"}')
+    ended = agent.run(
+        f"ln -s {tmp_path}/token.json meta.json; {GOOD}", attempt, meta_name="meta.json"
+    )
+    assert (ended.state, ended.metadata) == ("succeeded", None)
+
+
+def test_the_stop_file_is_never_written_elsewhere(
+    agent: AgentProcess, attempt: str, tmp_path: Path
+) -> None:
+    agent.start(f"ln -s {tmp_path}/STOP .harvester-stop; sleep 60", attempt, kill_s=0.3)
+    agent.wait_for("attempt_started", attempt)
+    workdirs = agent.spool.work
+    agent.wait_while_listening(
+        lambda: [d for d in workdirs.glob(f"*/{attempt}") if (d / ".harvester-stop").is_symlink()]
+    )
+    agent.drain(2.0)
+    agent.outcome(attempt)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_children_that_outlive_the_payload_are_killed(agent: AgentProcess, attempt: str) -> None:
