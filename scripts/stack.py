@@ -42,7 +42,11 @@ class Account:
 
     def command(self, *arguments: str) -> tuple[str, ...]:
         """``harvester`` with these arguments."""
-        return (*self._switch(), str(self.python), "-m", "harvester", *arguments)
+        return self.run(str(self.python), "-m", "harvester", *arguments)
+
+    def run(self, *command: str) -> tuple[str, ...]:
+        """Any command as that user."""
+        return (*self._switch(), *command)
 
     def environment(self) -> dict[str, str]:
         """What differs from the environment of whoever runs this."""

@@ -6,14 +6,16 @@ user of the case, from a copy of the code that this user can read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -29,6 +31,7 @@ _ACCOUNTED = "JobID,JobName,State,User,NNodes,ElapsedRaw"
 _SITE = """
 extends: slurm
 name: testbed
+requeue: {requeue}
 node: {{gpus: 4, cores: 8, memory: 6GB}}
 queues:
   - name: batch
@@ -39,9 +42,9 @@ state: {{index: {index}}}
 runner:
   python: /usr/bin/python3
   node_local_dir: /local_scratch
-  drain_margin: 5s
+  drain_margin: {drain_margin}
   idle_exit: 20s
-planning: {{boot_margin: 2s, default_expected: 10s}}
+planning: {{boot_margin: {boot_margin}, default_expected: 10s}}
 budgets:
   query_interval: 3s
   queries_per_minute: 40
@@ -49,6 +52,29 @@ budgets:
   jobs_in_flight: {jobs}
   command_timeout: 20s
 """
+
+_DEFAULTS: Mapping[str, object] = {
+    "walltime": "00:10:00",
+    "nodes": "1-3",
+    "jobs": 3,
+    "requeue": "false",
+    "boot_margin": "2s",
+    "drain_margin": "5s",
+}
+
+# In front of a command of Slurm: counts its calls and lets a test step in after it.
+_WRAPPER = """#!/bin/bash
+echo "$EPOCHREALTIME {name}" >>{log}
+if [ -x {after} ]; then
+    answer=$({command} "$@")
+    code=$?
+    {after} $PPID
+    printf '%s\\n' "$answer"
+    exit $code
+fi
+exec {command} "$@"
+"""
+_COMMANDS = ("sbatch", "squeue", "sacct", "scancel")
 
 # Locks its GPUs on its node: two payloads on one GPU at a time fail. Counts steps of 0.2 s.
 _PAYLOAD = """
@@ -135,10 +161,16 @@ class Books:
             attempt["n"] for attempt in told
         )
 
+    @property
+    def joined(self) -> tuple[Mapping[str, Any], ...]:
+        """Allocations that the user started."""
+        return tuple(item for item in self.allocations if item["joined"])
+
     def _check_jobs(self) -> None:
         names = [job["JobName"] for job in self.jobs]
         assert len(names) == len(set(names)), f"a tag was submitted twice: {names}"
-        known = {item["tag"]: item["job_id"] for item in self.allocations if item["job_id"]}
+        ours = [item for item in self.allocations if item["job_id"] and not item["joined"]]
+        known = {item["tag"]: item["job_id"] for item in ours}
         assert known == {job["JobName"]: job["JobID"] for job in self.jobs}
         assert {item["state"] for item in self.allocations} == {"ended"}
 
@@ -160,10 +192,12 @@ class Search:
         self.root = cluster.directory(self.user)
         self.spool = self.root / "spool"
         self.index = self.root / "index.sqlite"
-        chosen = {"walltime": "00:10:00", "nodes": "1-3", "jobs": 3, **site}
+        chosen = {**_DEFAULTS, **site}
         text = _SITE.format(spool=self.spool, index=self.index, **chosen)
         self.stack = Stack(self.root, text, account)
+        self._wrap_commands()
         self.began = time.monotonic()
+        self.seconds = 0.0  # until the search was done
         self.task = ""
 
     def __enter__(self) -> Self:
@@ -183,6 +217,31 @@ class Search:
         self.task = self.stack.submit(self._write_search(points, round(seconds * 5)))
         if daemon:
             self.stack.start_daemon()
+
+    def _wrap_commands(self) -> None:
+        directory = self.root / "bin"
+        directory.mkdir()
+        log = self.root / "commands.log"
+        log.touch()
+        log.chmod(0o666)
+        for name in _COMMANDS:
+            real, after = shutil.which(name), directory / f"after-{name}"
+            text = _WRAPPER.format(name=name, log=log, command=real, after=after)
+            (directory / name).write_text(text)
+            (directory / name).chmod(0o755)
+        search_path = self.stack.environment["PATH"]
+        self.stack.environment["PATH"] = f"{directory}{os.pathsep}{search_path}"
+
+    def after(self, command: str, script: str) -> None:
+        """Run ``script`` (shell; $1 is the caller's process) after each call of a command."""
+        path = self.root / "bin" / f"after-{command}"
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+
+    def calls(self, command: str) -> list[float]:
+        """When a command was called so far, in seconds since the epoch."""
+        lines = (self.root / "commands.log").read_text().splitlines()
+        return [float(line.split()[0]) for line in lines if line.split()[1] == command]
 
     def _write_search(self, points: int, steps: int) -> Path:
         directory = self.root / "search"
@@ -228,8 +287,8 @@ class Search:
         """The published problems, as one text."""
         return "\n".join(item["what"] for item in self.stack.status().get("problems", ()))
 
-    def finish(self, timeout: float = 240) -> Books:
-        """Wait until the search is done and nothing is left in flight; its books."""
+    def settle(self, timeout: float = 240) -> None:
+        """Wait until the search is done and nothing is left in flight."""
         client = self.stack.client()
 
         def done() -> bool:
@@ -239,11 +298,44 @@ class Search:
             return True
 
         self.wait(done, timeout, "the search is done")
-        seconds = time.monotonic() - self.began
+        self.seconds = time.monotonic() - self.began
         self.wait(self._is_idle, 120, "all allocations have ended and all results are delivered")
+
+    @contextlib.contextmanager
+    def as_user(self, line: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command line of the user on the login node, ended at the latest on leaving."""
+        with (self.root / "logs" / "user.log").open("wb") as log:
+            own = subprocess.Popen(
+                self.stack.account.run(*shlex.split(line)),
+                env=self.stack.environment,
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            yield own
+        finally:
+            own.terminate()
+            own.wait(60)
+
+    def settle_with(self, own: subprocess.Popen[bytes]) -> Books:
+        """Wait until the search is done, have the user's own job leave, and take the books."""
+        client = self.stack.client()
+        self.wait(lambda: client.show(self.task)["state"] != "running", 240, "the search is done")
+        self.seconds = time.monotonic() - self.began
+        own.terminate()
+        own.wait(60)
+        return self.finish()
+
+    def finish(self, timeout: float = 240) -> Books:
+        """Wait until the search is done and nothing is left in flight; its books."""
+        self.settle(timeout)
         self.stack.stop_daemon()
         books = self.books()
-        print(books.figures(os.environ.get("PYTEST_CURRENT_TEST", ""), seconds))
+        calls = ", ".join(f"{len(self.calls(name))} {name}" for name in _COMMANDS)
+        title = os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1]
+        print(f"{books.figures(title, self.seconds)}; commands: {calls}")
         return books
 
     def _is_idle(self) -> bool:
@@ -265,11 +357,13 @@ class Search:
             attempts,
             allocations,
             queries,
-            self._accounted(self.stack.tags()),
+            self._accounted(
+                self.stack.tags() - {item["tag"] for item in allocations if item["joined"]}
+            ),
         )
 
     def _accounted(self, tags: Iterable[str]) -> tuple[Mapping[str, str], ...]:
-        """Jobs of our tags, whoever submitted them, once accounting knows their end."""
+        """Jobs under these tags, whoever submitted them, once accounting knows their end."""
         names = ",".join(sorted(tags))
         if not names:
             return ()
