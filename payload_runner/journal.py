@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Optional
+from typing import Any, Callable, Deque, Dict, Optional, Tuple
 
 from payload_runner.files import Files
 from payload_runner.logfile import ROLL_BYTES, LogWriter, Record, RecordTooLarge
@@ -42,8 +42,10 @@ class Journal:
         self._kept: Dict[str, Deque[Record]] = {}
         self._retry_at: Optional[float] = None
         self._urgent = False
+        self._successor: Optional[Tuple[str, LogWriter]] = None  # named, not in use yet
+        self._roll_at = 0.0
         self.writer = ""
-        self._log = self._open()
+        self._log = self._begin(*self._create())
 
     def emit(self, kind: str, fields: Dict[str, Any], *, urgent: bool = False) -> None:
         """Buffer an event; too long texts in it are cut. ``urgent``: no waiting for company."""
@@ -71,7 +73,7 @@ class Journal:
         """Commit the group when it is due; rolls the log when it has grown too large."""
         if self.due_in() == 0.0:
             self.commit()
-        if self._log.size > self._roll_bytes:
+        if self._log.size > self._roll_bytes and self._monotonic() >= self._roll_at:
             self._roll()
 
     def commit(self) -> bool:
@@ -111,25 +113,36 @@ class Journal:
         """Commit and close; a failure is told on stderr, as nobody else is left to tell."""
         self.commit()
         try:
+            if self._successor is not None:
+                self._successor[1].close()
             self._log.close()
         except OSError as error:
             print(f"payload-runner: the last events are lost: {error}", file=sys.stderr)
 
-    def _open(self) -> LogWriter:
-        self.writer = self._new_writer()
-        path = self._paths.events(self.writer)
-        log = LogWriter(self._files, path, lambda: self._at, self._monotonic)
-        fields = to_fields(self._opened(self.writer))
+    def _create(self) -> Tuple[str, LogWriter]:
+        writer = self._new_writer()
+        path = self._paths.events(writer)
+        return writer, LogWriter(self._files, path, lambda: self._at, self._monotonic)
+
+    def _begin(self, writer: str, log: LogWriter) -> LogWriter:
+        self.writer = writer
+        fields = to_fields(self._opened(writer))
         seq = log.append(Opened.KIND, fields)
-        self._kept[self.writer] = deque([Record(seq, Opened.KIND, self._at, fields, 0, 0)])
+        self._kept[writer] = deque([Record(seq, Opened.KIND, self._at, fields, 0, 0)])
         return log
 
     def _roll(self) -> None:
-        successor = self._new_writer()
-        self._log.append("continued", {"next": successor})
+        """Go on in another log; a file system that refuses only delays that."""
+        if self._successor is None:
+            try:
+                self._successor = self._create()
+            except OSError as error:
+                print(f"payload-runner: cannot begin another log: {error}", file=sys.stderr)
+                self._roll_at = self._monotonic() + RETRY_S
+                return
+            self._log.append("continued", {"next": self._successor[0]})
         if not self.commit():
             return
         self._log.close()
-        self._new_writer, again = (lambda: successor), self._new_writer
-        self._log = self._open()
-        self._new_writer = again
+        successor, self._successor = self._successor, None
+        self._log = self._begin(*successor)

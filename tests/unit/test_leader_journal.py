@@ -20,8 +20,11 @@ class FullDisk(RealFiles):
 
     def __init__(self) -> None:
         self.full = False
+        self.full_of_names = False
 
     def create_log(self, path: Path) -> AppendFile:
+        if self.full_of_names:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
         real = super().create_log(path)
         outer = self
 
@@ -149,3 +152,27 @@ def test_a_log_that_grew_large_names_its_successor(tmp_path: Path) -> None:
         if r.kind == "reports"
     ]
     assert told == list(range(20))
+
+
+@pytest.mark.parametrize("what", ["full", "full_of_names"])
+def test_a_disk_that_has_no_room_for_a_successor_ends_nothing(tmp_path: Path, what: str) -> None:
+    desk = Desk(tmp_path, roll_bytes=1000)
+    for number in range(10):
+        desk.journal.emit("reports", {"n": number, "pad": "x" * 100})
+    desk.journal.commit()
+    setattr(desk.files, what, True)
+    for number in range(10, 13):
+        desk.journal.commit_if_due()  # would roll
+        desk.journal.emit("reports", {"n": number})
+        desk.journal.commit()
+        desk.clock.advance(RETRY_S + 0.1)
+    setattr(desk.files, what, False)
+    desk.journal.commit_if_due()
+    desk.journal.emit("reports", {"n": 13})
+    desk.journal.close()
+
+    old, new = desk.records("0-1"), desk.records(desk.journal.writer)
+    assert [r.fields["n"] for r in old if r.kind == "reports"] == list(range(13))
+    assert [r.fields["n"] for r in new if r.kind == "reports"] == [13]
+    assert [r.fields for r in old if r.kind == "continued"] == [{"next": desk.journal.writer}]
+    assert [record.seq for record in old] == list(range(1, len(old) + 1))
