@@ -126,8 +126,23 @@ def script_options(job: BatchJob) -> tuple[str, ...]:
         options.append(f"-P {plain_word('account', job.account)}")
     # The script opens its own output: Grid Engine's would be readable by all, and its path is one
     # in which dollar signs, colons and commas mean something. So is that of the directory.
-    options += ["-wd /", "-o /dev/null", "-j y", "-notify", f"-r {'y' if job.requeue else 'n'}"]
+    options += [
+        f"-w {_verification(job)}",
+        "-wd /",
+        "-o /dev/null",
+        "-j y",
+        "-notify",
+        f"-r {'y' if job.requeue else 'n'}",
+    ]
     return tuple(options)
+
+
+def _verification(job: BatchJob) -> str:
+    """``e``: a job that no node could ever run is refused rather than left to wait for good.
+
+    But free memory is a measured value, which this verification takes for not there (``n``).
+    """
+    return "n" if job.memory_mb_per_node else "e"
 
 
 def slots(job: BatchJob) -> int:
@@ -165,8 +180,7 @@ def walltime_text(seconds: float) -> str:
 
 
 def qsub_command(script: Path) -> tuple[str, ...]:
-    """``-w e``: a job that no node could ever run is refused rather than left to wait for good."""
-    return ("qsub", "-terse", "-w", "e", str(script))
+    return ("qsub", "-terse", str(script))
 
 
 def qstat_command(user: str) -> tuple[str, ...]:

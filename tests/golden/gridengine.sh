@@ -7,6 +7,7 @@
 #$ -l h=!(n1|n2)
 #$ -q gpu.q
 #$ -P phy123
+#$ -w n
 #$ -wd /
 #$ -o /dev/null
 #$ -j y

@@ -215,9 +215,14 @@ def test_grid_engine_scripts_enter_the_directory_of_their_allocation() -> None:
     assert shlex.split(line) == ["cd", "/s p/it's $HOME", "||", "exit", "1"]
 
 
-def test_job_that_can_never_run_is_to_be_refused() -> None:
+def test_job_that_can_never_run_is_to_be_refused_unless_free_memory_decides() -> None:
+    assert "#$ -w e" in GridEngine().render(JOB).splitlines()
+    assert "#$ -w n" in GridEngine().render(FULL).splitlines()
+
+
+def test_grid_engine_is_asked_for_the_bare_job_id() -> None:
     command = GridEngine().submit_command(JOB, Path("/s p/b.sh"))
-    assert command == ("qsub", "-terse", "-w", "e", "/s p/b.sh")
+    assert command == ("qsub", "-terse", "/s p/b.sh")
 
 
 # --- walltimes ---
