@@ -295,7 +295,7 @@ node: {{gpus: 4, cores: 2, memory: 2GB}}
 directives: ["-pe {environment} {{slots}}"]
 queues:
   - name: all.q
-    bins: [{{nodes: "3", walltime: "00:10:00"}}]
+    bins: [{{nodes: "3-3", walltime: "00:10:00"}}]
     queued_max: 10
 spool: {{path: {root}/spool, filesystem: shared}}
 state: {{index: {root}/index.sqlite}}
@@ -321,27 +321,25 @@ pathlib.Path("output.json").write_text(json.dumps({"loss": x * x, "message": whe
 
 
 @pytest.fixture
-def root(cluster: None) -> Iterator[Path]:
+def root(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory on the shared file system; this process gives its commands on the login node."""
     path = Path(tempfile.mkdtemp(dir=SHARED))
+    (path / "bin").mkdir()
+    for name in ("qsub", "qstat", "qacct", "qdel"):
+        real = shutil.which(name)
+        assert real is not None
+        wrapper = path / "bin" / name
+        wrapper.write_text(f'#!/bin/sh\nexec {shlex.join([*on_login_node(), real])} "$@"\n')
+        wrapper.chmod(0o755)
+    for key, value in {**CELL, "PATH": f"{path / 'bin'}{os.pathsep}{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(key, value)
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
 def stack_of(root: Path, environment: str) -> Stack:
-    """A stack whose commands of Grid Engine are given on the login node."""
-    stack = Stack(root, _SITE.format(root=root, environment=environment))
-    directory = root / "bin"
-    directory.mkdir()
-    for name in ("qsub", "qstat", "qacct", "qdel"):
-        real = shutil.which(name)
-        assert real is not None
-        (directory / name).write_text(
-            f'#!/bin/sh\nexec {shlex.join([*on_login_node(), real])} "$@"\n'
-        )
-        (directory / name).chmod(0o755)
-    path = stack.environment["PATH"]
-    stack.environment |= {**CELL, "PATH": f"{directory}{os.pathsep}{path}"}
-    return stack
+    """A stack of a site with this parallel environment."""
+    return Stack(root, _SITE.format(root=root, environment=environment))
 
 
 def write_search(root: Path, points: int) -> Path:
@@ -368,7 +366,7 @@ def test_search_runs_on_all_gpus_of_three_nodes_with_an_agent_each(root: Path) -
         client = stack.client()
         stack.wait(lambda: _done(client.show(task)), 120, "the search is done")
 
-        points = client.points(task)
+        points = tuple(client.points(task))
 
         assert {point["state"] for point in points} == {"done"}
         nodes = {point["attempts"][0]["node"] for point in points}
@@ -384,7 +382,9 @@ def test_allocation_on_another_number_of_hosts_says_so(root: Path) -> None:
         words = "gave slots on 1 hosts, 3 were asked for"
 
         def told() -> bool:
-            return any(words in path.read_text() for path in root.glob("spool/allocations/*/*/*"))
+            return any(
+                words in path.read_text() for path in root.glob("spool/allocations/*/*/events.*")
+            )
 
         stack.wait(told, 90, "the leader says what is wrong")
 
