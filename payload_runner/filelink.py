@@ -8,6 +8,7 @@ shared file systems are known for.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import re
 import time
@@ -162,8 +163,7 @@ class FileLink:
             return
         self._closed = True
         self._half.append("bye", {})
-        _commit(self._half.writer)
-        self._half.writer.close()
+        _close(self._half.writer)
         if self._inotify is not None:
             self._inotify.close()
 
@@ -255,8 +255,7 @@ class FilePort:
         half = self._halves.pop(node, None)
         if half is not None:
             del self._backoffs[node]
-            _commit(half.writer)
-            half.writer.close()
+            _close(half.writer)
 
     def close(self) -> None:
         if self._closed:
@@ -338,6 +337,12 @@ def _commit(writer: LogWriter) -> None:
         # The records stay buffered and go out with a later commit; silence is what the other
         # side will notice if there is none.
         return
+
+
+def _close(writer: LogWriter) -> None:
+    # Last words that cannot be written: as above.
+    with contextlib.suppress(OSError):
+        writer.close()
 
 
 def _proof(secret: bytes, side: str, node: int, nonce: str) -> str:
