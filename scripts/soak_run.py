@@ -42,6 +42,8 @@ planning:
   walltime_min: 20s
 budgets:
   jobs_in_flight: 2
+spool:
+  filesystem: {filesystem}
 """
 # Notes that it ran, works a moment, and answers with its own parameter as the loss.
 PAYLOAD = """\
@@ -396,6 +398,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults (default 10)")
     parser.add_argument("--points", type=int, default=300, help="of each search (default 300)")
     parser.add_argument("--seed", type=int, help="of the faults (default: a new one)")
+    parser.add_argument(
+        "--filesystem",
+        choices=("local", "shared"),
+        default="local",
+        help="as what the spool is treated (default local)",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")
     return parser.parse_args(arguments)
 
@@ -408,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root.mkdir(parents=True, exist_ok=True)
     code = 1
     try:
-        with Stack(root, SITE) as stack:
+        with Stack(root, SITE.replace("{filesystem}", options.filesystem)) as stack:
             soak = Soak(stack, options.points, random.Random(seed))
             soak.run(options.minutes)
             books = soak.compare_books()
