@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.fold.logs import apply_ledger_records
+from harvester.model import Tag
 from harvester.store import Store
 from harvester.store.leases import Ask
 from payload_runner.logfile import Record
@@ -74,6 +75,25 @@ def test_a_tick_looks_at_open_requests_only(tmp_path: Path) -> None:
     connection.set_progress_handler(lambda: steps.append(1), 100)
 
     assert (store.leases.asked(), store.leases.open_asks()) == (2001, (Ask("k2001", 5),))
+
+    assert len(steps) <= 2
+    store.close()
+
+
+def test_a_tick_looks_at_allocations_in_flight_only(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    Store.create(path, "abcde").close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    store = Store(connection)
+    fields = {"queue": "q", "nodes": 1, "walltime_s": 60.0, "gpus_per_node": 1, "why": "x"}
+    for n in range(2001):
+        store.allocations.add(Tag(f"haaaaa-{n}"), float(n), fields)
+    connection.execute("UPDATE allocations SET state = 'ended' WHERE planned_at < 2000")
+    store.allocations.reread()
+    steps: list[int] = []
+    connection.set_progress_handler(lambda: steps.append(1), 100)
+
+    assert [row.tag for row in store.allocations.not_ended()] == ["haaaaa-2000"]
 
     assert len(steps) <= 2
     store.close()
