@@ -176,6 +176,9 @@ class LeasePoints:
             self._desk.problems.report("payload", what, "report this fault of the service")
             return False
         fields = {name: getattr(point, name) for name in LeasedPoint.__dataclass_fields__}
+        before = self._desk.store.attempts.saved_before(point.task, point.point)
+        if before is not None:
+            fields.update(resumed_from=before[0], checkpoint=to_fields(before[1]))
         try:
             self._desk.journal.record("leased", fields)
         except RecordTooLarge:

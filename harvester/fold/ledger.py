@@ -58,6 +58,7 @@ def _leased(store: Store, at: float, fields: Fields) -> None:
             point.attempts_before + 1,
             at,
             "its point was leased",
+            **_start_of(fields),
         )
 
 
@@ -204,16 +205,23 @@ def _restore_outcome(store: Store, at: float, attempt: AttemptId, summary: Field
 
 def _follow(store: Store, at: float, attempt: AttemptId, following: Fields) -> None:
     ended = store.attempts.get(attempt)
-    checkpoint = following.get("checkpoint")
     store.attempts.add(
         AttemptId(following["attempt"]),
         (ended.lease, ended.task, ended.point),
         following["number"],
         at,
         f"goes on after {attempt}",
-        checkpoint=from_fields(FileRef, checkpoint) if checkpoint else None,
-        resumed_from=following.get("resumed_from"),
+        **_start_of(following),
     )
+
+
+def _start_of(fields: Fields) -> dict[str, Any]:
+    """What an attempt starts from, if not from zero."""
+    checkpoint = fields.get("checkpoint")
+    return {
+        "checkpoint": from_fields(FileRef, checkpoint) if checkpoint else None,
+        "resumed_from": fields.get("resumed_from"),
+    }
 
 
 def _attempt_closed(store: Store, at: float, fields: Fields) -> None:

@@ -176,6 +176,20 @@ class Attempts:
         ).fetchone()
         return _load(row[0])
 
+    def saved_before(self, task: TaskId, point: PointId) -> tuple[AttemptId, FileRef] | None:
+        """The checkpoint that the newest attempt at a point left, under whatever lease.
+
+        None if that attempt committed none itself: where it had started from an older one and got
+        no further, that one may be what it failed by, and the next starts from zero.
+        """
+        row = self._connection.execute(
+            "SELECT attempt, saved FROM attempts WHERE task = ? AND point = ?"
+            " ORDER BY number DESC LIMIT 1",
+            (task, point),
+        ).fetchone()
+        saved = None if row is None else _load(row[1])
+        return None if saved is None else (AttemptId(row[0]), saved)
+
     def outcome(self, attempt: AttemptId) -> dict[str, Any]:
         """The fields of its AttemptEnded event; empty when there was none."""
         row = self._connection.execute(

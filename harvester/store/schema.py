@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = "2"
+VERSION = "3"
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -71,6 +71,7 @@ CREATE TABLE attempts (
 CREATE INDEX live_attempts ON attempts (state, tag)
     WHERE state IN ('leased', 'ordered', 'running');
 CREATE INDEX attempts_of_lease ON attempts (lease);
+CREATE INDEX attempts_of_point ON attempts (task, point, number);
 CREATE INDEX successes ON attempts (ended_at) WHERE state = 'succeeded';
 CREATE INDEX unjudged ON attempts (attempt)
     WHERE judged = 0 AND state NOT IN ('leased', 'ordered', 'running');

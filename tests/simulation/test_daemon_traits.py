@@ -15,12 +15,14 @@ import pytest
 from harvester.batch.port import JobEnd, JobState
 from harvester.errors import Fenced
 from harvester.model import AllocationState, AttemptId, AttemptState, PointId
+from harvester.simulation.workload import SimulatedPayload
 from harvester.simulation.world import World, parameters_of
 from harvester.site import Budgets
 from harvester.store import Store
 from payload_runner.logfile import LogReader, LogWriter
-from payload_runner.protocol import CheckpointRule, InputFile, PayloadSpec
+from payload_runner.protocol import CheckpointRule, InputFile, Order, PayloadSpec
 from tests.simulation.daemon_world import (
+    BAD_POINT,
     DAY_S,
     POINTS,
     problems_of,
@@ -234,3 +236,21 @@ def test_every_ended_allocation_has_a_witness(tmp_path: Path) -> None:
     rows = store.allocations.newest(100)
     assert {row.state for row in rows} == {AllocationState.ENDED}
     assert all(row.witness in ("runner", "accounting", "batch system") for row in rows)
+
+
+def test_a_point_that_fails_by_itself_goes_on_from_its_checkpoint_once(tmp_path: Path) -> None:
+    """And then from zero: what it was resumed from may be what it fails by."""
+
+    def crashing(order: Order) -> SimulatedPayload:
+        if order.point == BAD_POINT:
+            return SimulatedPayload(work_s=1000.0, loss=None)
+        return SimulatedPayload(work_s=600.0, loss=0.5)
+
+    world = small_world(tmp_path, workload=crashing)
+    world.run(world.daemon(), world.is_over, limit_s=DAY_S)
+    results = world.central.books.results.values()
+    failed = sorted(
+        (result.attempt, result.resumed_from) for result in results if result.blame == "point"
+    )
+    first, second, third = (attempt for attempt, _ in failed)
+    assert failed == [(first, None), (second, first), (third, None)]

@@ -18,7 +18,9 @@ from harvester.model import (
     Blame,
     FileRef,
     LeaseId,
+    PointId,
     Tag,
+    TaskId,
 )
 from harvester.store import Store
 from payload_runner.logfile import Record
@@ -206,6 +208,29 @@ def test_the_next_attempt_starts_from_the_checkpoint(bench: Bench) -> None:
     assert (found.state, found.number, found.resumed_from) == (AttemptState.LEASED, 2, ATTEMPT)
     assert found.checkpoint == FileRef("a/b.tar.gz", 3, "f" * 64)
     assert bench.store.attempts.done_s(AttemptId("1.7.1.2")) == 9.0
+
+
+def test_another_lease_of_a_point_starts_from_what_the_newest_attempt_left(bench: Bench) -> None:
+    ref = {"path": "a/b.tar.gz", "size": 3, "sha256": "f" * 64}
+    bench.running().event("checkpoint", attempt=ATTEMPT, file=ref)
+    attempts, point = bench.store.attempts, (TaskId("1"), PointId("7"))
+    saved = FileRef("a/b.tar.gz", 3, "f" * 64)
+    assert attempts.saved_before(*point) == (ATTEMPT, saved)
+    bench.ledger(
+        "leased",
+        lease="1.7.2",
+        task="1",
+        point="7",
+        parameters={"x": 1},
+        payload_id="p",
+        attempts_before=1,
+        checkpoint=ref,
+        resumed_from=ATTEMPT,
+    )
+    found = attempts.get(AttemptId("1.7.2.1"))
+    assert (found.checkpoint, found.resumed_from) == (saved, ATTEMPT)
+    assert attempts.saved_before(*point) is None
+    assert attempts.saved_before(TaskId("1"), PointId("8")) is None
 
 
 def test_a_handed_back_attempt_waits_again_but_not_for_the_same_allocation(bench: Bench) -> None:
