@@ -126,8 +126,8 @@ class Http:
         """Bring a file to the service, from where an earlier transfer stopped.
 
         Raises:
-            FileNotFoundError: there is no such file (any more).
-            StorageUnavailable: the file cannot be read, or is shorter than said.
+            FileNotFoundError: there is no such file (any more), or less of it than said.
+            StorageUnavailable: the file cannot be read now.
         """
         have = min(self.have(sha256), size)
         resyncs = 0
@@ -146,7 +146,8 @@ class Http:
                     if answer.get("complete") is True:
                         return
                     if _count(answer) <= have:
-                        raise StorageUnavailable(f"{path} is shorter than {size} bytes")
+                        # As good as gone: no later try finds the rest of it.
+                        raise FileNotFoundError(f"{path} is shorter than {size} bytes")
                     have = _count(answer)
         except FileNotFoundError:
             raise  # purged, say: trying again will not bring it back

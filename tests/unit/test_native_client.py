@@ -134,6 +134,14 @@ def test_an_upload_of_a_file_that_is_gone_says_so(token: Path, tmp_path: Path) -
         NativeCentral(url, token, timeout_s=5).upload(tmp_path / "purged", "0" * 64, 10)
 
 
+def test_an_upload_of_a_file_that_lost_its_end_is_given_up(token: Path, tmp_path: Path) -> None:
+    """Tried for ever it would hold up every result behind it."""
+    (tmp_path / "cut").write_bytes(b"12345")
+    answer, headers = b'{"have": 5, "complete": false}', {"X-Have": "5"}
+    with _server(200, answer, headers) as url, pytest.raises(FileNotFoundError, match="shorter"):
+        NativeCentral(url, token, timeout_s=5).upload(tmp_path / "cut", "0" * 64, 10)
+
+
 def test_nobody_listening_is_unavailable(token: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
