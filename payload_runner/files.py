@@ -150,8 +150,9 @@ class RealFiles:
         return tuple(sorted(os.listdir(path)))
 
     def make_dir(self, path: Path) -> None:
-        # makedirs applies the mode to the last directory only; parents follow the umask.
-        os.makedirs(path.parent, mode=0o700, exist_ok=True)
+        # Not makedirs: its parents follow the umask, and who may write to one can replace us.
+        if not path.parent.exists():
+            self.make_dir(path.parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
 

@@ -18,6 +18,7 @@ from typing import Any
 from harvester import paths
 from harvester.errors import NotFound
 from harvester.views.text import instant
+from payload_runner.files import RealFiles
 
 POINTER = "site.json"  # in the usual place, whatever state directory the site file names
 STALE_AFTER_S = 60.0  # a healthy daemon publishes every 10 s at most, when anything changed
@@ -107,7 +108,7 @@ def read_state(name: str, state_dir: Path) -> SiteState:
 
 def leave_pointer(site: str, site_file: str, state_dir: Path, spool: Path, usual: Path) -> None:
     """Note in a site's usual state directory where it lives, for the commands that look."""
-    usual.mkdir(mode=0o700, parents=True, exist_ok=True)
+    RealFiles().make_dir(usual)
     known = {
         "site": site,
         "site_file": site_file,
