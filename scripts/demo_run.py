@@ -145,7 +145,7 @@ def _line(summary: Json, status: Json, elapsed: float) -> str:
         f"{elapsed:5.0f} s  points: {points['leased']} leased, "
         f"{attempts.get('running', 0)} running, "
         f"{points['done'] + points['failed']} of {points['max']} done  "
-        f"best loss {best['loss'] if best else float('nan'):.4f}  "
+        f"best loss {format(best['loss'], '.4f') if best else 'none yet'}  "
         f"allocations: {', '.join(_allocation(item) for item in live) or 'none'}"
     )
 
