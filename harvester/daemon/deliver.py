@@ -135,7 +135,8 @@ class Deliver:
     def _result(self, attempt: Attempt) -> Result:
         store = self._desk.store
         outcome = store.attempts.outcome(attempt.attempt)
-        final = store.leases.get(attempt.lease).settled_by == attempt.attempt
+        lease = store.leases.get(attempt.lease)
+        final = lease.settled_by == attempt.attempt
         gave_up = final and attempt.blame is Blame.WALLTIME
         return Result(
             attempt=attempt.attempt,
@@ -148,7 +149,15 @@ class Deliver:
             loss=attempt.loss,
             message=outcome.get("message"),
             metadata=outcome.get("metadata"),
-            files=tuple(_result_file(role, ref) for role, ref in _files(outcome)),
+            files=tuple(
+                ResultFile(
+                    role=role,
+                    name=result_file_name(role, attempt, lease.segment, ref),
+                    size=ref.size,
+                    sha256=ref.sha256,
+                )
+                for role, ref in _files(outcome)
+            ),
             allocation=attempt.tag,
             node=attempt.node,
             started=None if attempt.started_at is None else iso(attempt.started_at),
@@ -240,8 +249,16 @@ def _files(outcome: Mapping[str, Any]) -> list[tuple[str, FileRef]]:
     return [(role, from_fields(FileRef, fields)) for role, fields in found if fields]
 
 
-def _result_file(role: str, ref: FileRef) -> ResultFile:
-    return ResultFile(role=role, name=ref.path.rsplit("/", 1)[-1], size=ref.size, sha256=ref.sha256)
+def result_file_name(role: str, attempt: Attempt, segment: str | None, ref: FileRef) -> str:
+    """The name under which a result's file goes out.
+
+    Metrics archives are named as PanDA does, ``[segment.]<task>.metrics.<serial>.tgz``, with the
+    point's own serial number of six digits; others keep the name that they have in the spool.
+    """
+    if role != "metrics":
+        return ref.path.rsplit("/", 1)[-1]
+    prefix = "" if segment is None else f"{segment}."
+    return f"{prefix}{attempt.task}.metrics.{attempt.point.zfill(6)}.tgz"
 
 
 def _bounded(results: Sequence[Result]) -> Sequence[Result]:
