@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -299,7 +300,12 @@ class Search:
 
         self.wait(done, timeout, "the search is done")
         self.seconds = time.monotonic() - self.began
-        self.wait(self._is_idle, 120, "all allocations have ended and all results are delivered")
+        done_at = datetime.now(UTC)
+        self.wait(
+            lambda: self._is_idle(done_at),
+            120,
+            "all allocations have ended and all results are delivered",
+        )
 
     @contextlib.contextmanager
     def as_user(self, line: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -338,10 +344,13 @@ class Search:
         print(f"{books.figures(title, self.seconds)}; commands: {calls}")
         return books
 
-    def _is_idle(self) -> bool:
+    def _is_idle(self, since: datetime) -> bool:
+        """Whether a status that was published after an instant has nothing in flight."""
         status = self.stack.status()
-        left = [item for item in status.get("allocations", ()) if item["state"] != "ended"]
-        return bool(status) and not left and not status["delivery"]["pending"]
+        if not status or datetime.fromisoformat(status["updated"]) < since:
+            return False
+        left = [item for item in status["allocations"] if item["state"] != "ended"]
+        return not left and not status["delivery"]["pending"]
 
     def books(self) -> Books:
         """What the three have written down by now. The daemon must not run."""

@@ -44,13 +44,15 @@ def test_ordinary_user_searches_over_all_gpus_of_three_nodes(
 
 
 def test_one_query_serves_all_jobs_and_is_counted(slurm_cluster: SlurmCluster) -> None:
-    with Search(slurm_cluster, Account(), nodes="1", jobs=3, boot_margin="0s") as search:
-        search.start(36, seconds=8)
+    with Search(
+        slurm_cluster, Account(), nodes="1", jobs=3, boot_margin="0s", drain_margin="1s"
+    ) as search:
+        search.start(30, seconds=6)
         search.started_jobs(2)
         shown = search.stack.status()["budgets"]
         books = search.finish()
 
-        books.check(36)
+        books.check(30)
         assert len(books.jobs) >= 2
         calls = search.calls("squeue")
         apart = [later - earlier for earlier, later in itertools.pairwise(calls)]
