@@ -205,8 +205,10 @@ class Search:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._end_jobs()
-        self.stack.stop()
+        try:
+            self._end_jobs()
+        finally:
+            self.stack.stop()
         if kind is None:
             shutil.rmtree(self.root, ignore_errors=True)
         else:
