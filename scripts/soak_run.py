@@ -33,7 +33,7 @@ name: soak
 queues:
   - name: short
     bins:
-      - {nodes: 2, walltime: 40s}
+      - {{nodes: 2, walltime: 40s}}
 runner:
   drain_margin: 1s
   idle_exit: 3s
@@ -44,6 +44,8 @@ budgets:
   jobs_in_flight: 2
 spool:
   filesystem: {filesystem}
+state:
+  index: {root}/index.sqlite
 """
 # Notes that it ran, works a moment, and answers with its own parameter as the loss.
 PAYLOAD = """\
@@ -412,11 +414,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the soak; 0 when the books are right, 1 when something is wrong."""
     options = _parse(arguments)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    root = options.keep or Path(tempfile.mkdtemp(prefix="soak-"))
+    root = (options.keep or Path(tempfile.mkdtemp(prefix="soak-"))).absolute()
     root.mkdir(parents=True, exist_ok=True)
     code = 1
     try:
-        with Stack(root, SITE.replace("{filesystem}", options.filesystem)) as stack:
+        with Stack(root, SITE.format(filesystem=options.filesystem, root=root)) as stack:
             soak = Soak(stack, options.points, random.Random(seed))
             soak.run(options.minutes)
             books = soak.compare_books()
