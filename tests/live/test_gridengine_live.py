@@ -258,7 +258,8 @@ def test_walltime_warns_the_job_and_then_ends_it(bench: Bench) -> None:
     job = bench.submit(replace(bench.job("/usr/bin/python3", "-c", program), walltime_s=20.0))
 
     assert bench.end(job, timeout=120).end is JobEnd.TIMED_OUT
-    assert bench.output() == "warned\n"
+    # On a busy machine the execution daemon says it again before it kills.
+    assert set(bench.output().splitlines()) == {"warned"}
 
 
 def test_qmaster_away_is_an_error_for_every_call_and_jobs_are_there_afterwards(
