@@ -258,7 +258,7 @@ def test_walltime_warns_the_job_and_then_ends_it(bench: Bench) -> None:
     job = bench.submit(replace(bench.job("/usr/bin/python3", "-c", program), walltime_s=20.0))
 
     assert bench.end(job, timeout=120).end is JobEnd.TIMED_OUT
-    # On a busy machine the execution daemon says it again before it kills.
+    # A second warning was seen once, in a full run; who sent it was not found out.
     assert set(bench.output().splitlines()) == {"warned"}
 
 
