@@ -162,7 +162,11 @@ class Http:
         """
         part = target.with_name(target.name + ".part")
         try:
-            self._fetch_rest(sha256, part)
+            try:
+                self._fetch_rest(sha256, part)
+            except Rejected:
+                part.unlink()  # there is nothing to take up later
+                raise
             with part.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())

@@ -95,6 +95,27 @@ class TaskClient:
                 return
             offset += len(page)
 
+    def point(self, task: str, point: str) -> Mapping[str, Any]:
+        """One point of a task; ``NotFound`` says how to list those that there are."""
+        # Points are numbered from 1 in the order of the pages.
+        number = int(point) if point.isascii() and point.isdecimal() and len(point) < 10 else 0
+        if number:
+            params = {"offset": str(number - 1), "limit": "1"}
+            answer = self._call("GET", f"/tasks/{_part(task)}/points", params=params)
+            for found in _objects(answer, "points"):
+                if found.get("point") == point:
+                    return found
+        raise NotFound(
+            f"task {task} has no point {point}; `harvester task points {task}` lists them"
+        )
+
+    def download(self, sha256: str, target: Path) -> None:
+        """Bring a file to ``target``, checked; a transfer that broke off is resumed."""
+        try:
+            self._http.download(sha256, target)
+        except Rejected as error:
+            raise _missing(error) or error from error
+
     def results(self, task: str, limit: int = _PAGE) -> Sequence[Mapping[str, Any]]:
         """Up to 1,000 points that have a loss, the best first."""
         params = {"limit": str(min(limit, _PAGE))}
@@ -134,8 +155,9 @@ class TaskClient:
                 extra_s=extra_s,
             )
         except Rejected as error:
-            if error.status == 404:
-                raise NotFound(_sentence(error)) from error
+            missing = _missing(error)
+            if missing is not None:
+                raise missing from error
             if error.status in (400, 413, 422) and error.problems:
                 raise InputError(error.problems) from error
             raise
@@ -235,6 +257,8 @@ def _part(text: str) -> str:
     return quote(text, safe="")
 
 
-def _sentence(error: Rejected) -> str:
+def _missing(error: Rejected) -> NotFound | None:
+    if error.status != 404:
+        return None
     messages = [problem.expected for problem in error.problems]
-    return messages[0] if messages else str(error)
+    return NotFound(messages[0] if messages else str(error))

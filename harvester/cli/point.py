@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from harvester.cli.options import central_options, states_option, task_client, wrong_argument
-from harvester.cli.output import json_option, print_json, print_text
+from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.errors import NotFound
 
 
 @click.group()
 def point() -> None:
-    """Look at one point and its attempts."""
+    """Look at one point, its attempts and its files."""
 
 
 @point.command()
@@ -28,14 +28,50 @@ def show(point_id: str, central: str | None, token_file: Path | None, as_json: b
     from harvester.views.tasks import point_json, point_screen
 
     task, serial = _split(point_id)
-    for found in task_client(central, token_file).points(task):
-        if found["point"] == serial:
-            if as_json:
-                print_json({"task": task, **point_json(found)})
-            else:
-                print_text(point_screen(found))
-            return
-    raise NotFound(f"task {task} has no point {serial}; `harvester task points {task}` lists them")
+    found = task_client(central, token_file).point(task, serial)
+    if as_json:
+        print_json({"task": task, **point_json(found)})
+    else:
+        print_text(point_screen(found))
+
+
+@point.command()
+@click.argument("point_id", metavar="TASK.POINT")
+@click.option(
+    "--to",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Bring the files to DIR.  [default: only list them]",
+)
+@central_options
+@json_option
+def files(
+    point_id: str,
+    directory: Path | None,
+    central: str | None,
+    token_file: Path | None,
+    as_json: bool,
+) -> None:
+    """List the files of a point's results (metrics archives, metadata), or bring them home.
+
+    A file that lies in DIR already is checked and left; one of another content is never
+    overwritten. A transfer that broke off goes on where it stopped.
+    """
+    from harvester.central.result_files import fetch, files_of, places
+    from harvester.views.tasks import file_table, files_json
+
+    task, serial = _split(point_id)
+    client = task_client(central, token_file)
+    found = files_of(client.point(task, serial))
+    placed = {} if directory is None else places(found, directory)
+    fetched = fetch(client, placed)
+    if as_json:
+        print_json({"task": task, "point": serial, "files": files_json(found, placed)})
+    else:
+        print_text(file_table(found, placed))
+    if placed:
+        note(f"{len(fetched)} files brought, {len(placed) - len(fetched)} were there already")
 
 
 @point.command()

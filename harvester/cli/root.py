@@ -17,7 +17,7 @@ from harvester.errors import HarvesterError
 COMMANDS = {
     "status": Lazy("harvester.cli.status:status", "What runs, what is wrong, what to do."),
     "task": Lazy("harvester.cli.task:task", "Submit, watch and steer searches."),
-    "point": Lazy("harvester.cli.point:point", "Look at one point and its attempts."),
+    "point": Lazy("harvester.cli.point:point", "Look at one point, its attempts and files."),
     "alloc": Lazy("harvester.cli.alloc:alloc", "List, show and cancel allocations."),
     "run": Lazy("harvester.cli.run:run", "Drive a site: the daemon, or one round of it."),
     "stop": Lazy("harvester.cli.stop:stop", "Drain a site: nothing new is submitted or started."),

@@ -6,8 +6,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from harvester.central.result_files import PointFile
 from harvester.views.text import clean, columns, indented, local_time, number, shorten
 
 ATTEMPT_KEYS = (
@@ -100,6 +103,25 @@ def point_screen(point: Json) -> str:
     for attempt in point["attempts"]:
         lines += _attempt_lines(attempt)
     return "\n".join(lines)
+
+
+def file_table(files: Sequence[PointFile], placed: Mapping[PointFile, Path]) -> str:
+    """Files of a point, one line each; with the places to which they were brought."""
+    rows = [
+        (file.attempt, file.role, placed.get(file, file.name), file.size, file.sha256)
+        for file in files
+    ]
+    headers = ("attempt", "role", "file" if placed else "name", "bytes", "sha256")
+    return columns(headers, rows) if rows else "No files."
+
+
+def files_json(
+    files: Sequence[PointFile], placed: Mapping[PointFile, Path]
+) -> list[dict[str, Any]]:
+    """The same for programs; ``path`` is null where a file was not brought."""
+    return [
+        {**asdict(file), "path": str(placed[file]) if file in placed else None} for file in files
+    ]
 
 
 def task_json(task: Json, points: Iterable[Json]) -> dict[str, Any]:
