@@ -101,7 +101,7 @@ def running_service(home: Path, database_url: str | None = None) -> Iterator[Run
     finally:
         service.stopping.set()
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         service.asker.stop()
         database.close()
 

@@ -34,6 +34,8 @@ from tests.support import wait_until
 
 TAG = "habcde-abcdef"
 ROOT = Path(__file__).parents[1]
+# Ids that no other test process of this machine uses: for tests that look for processes by them.
+ATTEMPT, NEXT_ATTEMPT = (f"1.{os.getpid()}.1.{number}" for number in (1, 2))
 GOOD = """echo '{"loss": 0.5, "message": "fine"}' > output.json"""
 
 
@@ -142,7 +144,7 @@ class AgentProcess:
         """Run one attempt to its end."""
         return self.outcome(self.start(command, attempt, **given))
 
-    def outcome(self, attempt: str, timeout: float = 20.0) -> AttemptEnded:
+    def outcome(self, attempt: str, timeout: float = 60.0) -> AttemptEnded:
         fields = self.wait_for("attempt_ended", attempt, timeout=timeout)
         return from_fields(AttemptEnded, fields)
 
@@ -154,7 +156,7 @@ class AgentProcess:
         self.send("drain", {**fields, "outcome": outcome})
 
     def wait_for(
-        self, kind: str, attempt: str | None = None, *, timeout: float = 20.0
+        self, kind: str, attempt: str | None = None, *, timeout: float = 60.0
     ) -> dict[str, Any]:
         """The fields of the first message of a kind (and an attempt)."""
 
@@ -164,7 +166,7 @@ class AgentProcess:
 
         return wait_until(found, timeout)[0]
 
-    def wait_while_listening(self, predicate: Callable[[], Any], timeout: float = 10.0) -> Any:
+    def wait_while_listening(self, predicate: Callable[[], Any], timeout: float = 60.0) -> Any:
         """As ``wait_until``, taking messages meanwhile."""
 
         def tried() -> Any:
@@ -194,6 +196,6 @@ class AgentProcess:
 
 
 def processes_of(attempt: str) -> list[int]:
-    """Processes of the machine that belong to an attempt."""
+    """Processes of the machine that belong to an attempt, whoever started it."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     return [pid for pid in pids if attempt_of(pid) == attempt]

@@ -9,8 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10.0) -> T:
-    """The predicate's first true value; fails when there is none within ``timeout`` seconds."""
+def wait_until(predicate: Callable[[], T], timeout: float = 60.0) -> T:
+    """The predicate's first true value; fails when there is none within ``timeout`` seconds.
+
+    The deadline ends a test that has failed already; on a busy machine anything may take long.
+    """
     until = time.monotonic() + timeout
     while True:
         value = predicate()

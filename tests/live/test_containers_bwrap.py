@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from payload_runner.protocol import Container
-from tests.node_agent import AgentProcess, make_plan, processes_of
+from tests.node_agent import ATTEMPT, AgentProcess, make_plan, processes_of
 
 pytestmark = pytest.mark.live
 
@@ -44,9 +44,9 @@ def test_payload_sees_its_directory_and_not_the_spool(agent: AgentProcess) -> No
 
 def test_result_comes_out_and_orphans_do_not_stay(agent: AgentProcess) -> None:
     command = """(setsid sleep 1000 &); echo '{"loss": 2}' > output.json"""
-    ended = agent.run(command, container=IMAGE)
+    ended = agent.run(command, ATTEMPT, container=IMAGE)
     assert (ended.state, ended.loss) == ("succeeded", 2.0)
-    assert processes_of("1.1.1.1") == []
+    assert processes_of(ATTEMPT) == []
 
 
 def test_missing_image_is_told(agent: AgentProcess) -> None:

@@ -99,7 +99,7 @@ def service(environ: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
         yield found
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.fixture

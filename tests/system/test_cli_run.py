@@ -59,7 +59,7 @@ def running(environ: Mapping[str, str], tmp_path: Path) -> Running:
             command, env={**environ, **more}, stderr=subprocess.PIPE, text=True
         )
         try:
-            wait_until(lambda: status.exists() or process.poll() is not None, 30)
+            wait_until(lambda: status.exists() or process.poll() is not None, 60)
             assert process.poll() is None
             yield process
         finally:
@@ -71,7 +71,7 @@ def running(environ: Mapping[str, str], tmp_path: Path) -> Running:
 
 def leave(process: subprocess.Popen[str], how: signal.Signals) -> str:
     process.send_signal(how)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     return errors
 
@@ -125,11 +125,11 @@ def test_hangup_reads_the_site_file_anew_and_keeps_the_old_one_if_it_is_wrong(
     with running() as process:
         mine.write_text("extends: local\nbudgets: {queries_per_minute: 77}\n")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: allowed() == 77, 30)
+        wait_until(lambda: allowed() == 77, 60)
         mine.write_text("extends: local\nbudgets: {queries_per_minute: none}\n")
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None
-        line = wait_until(lambda: next((x for x in process.stderr or () if "Keeps" in x), ""), 30)
+        line = wait_until(lambda: next((x for x in process.stderr or () if "Keeps" in x), ""), 60)
         assert "local.yaml:2: budgets.queries_per_minute" in line
         leave(process, signal.SIGTERM)
     assert allowed() == 77

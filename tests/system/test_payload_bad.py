@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,9 +101,7 @@ def test_children_that_outlive_the_payload_are_killed(agent: AgentProcess, attem
 def test_child_that_keeps_stdout_open_does_not_hold_up_the_end(
     agent: AgentProcess, attempt: str
 ) -> None:
-    began = time.monotonic()
-    assert agent.run(f"(setsid sleep 60 &); {GOOD}", attempt).state == "succeeded"
-    assert time.monotonic() - began < 10.0
+    assert agent.run(f"(setsid sleep 1000 &); {GOOD}", attempt).state == "succeeded"
 
 
 def test_payload_that_ignores_sigterm_is_killed(agent: AgentProcess, attempt: str) -> None:
@@ -134,9 +131,8 @@ def test_flood_on_stdout_is_bounded_and_its_ends_are_kept(
 def test_flood_does_not_keep_others_waiting(agent: AgentProcess, attempt: str) -> None:
     agent.start("yes", f"{attempt}f")
     agent.wait_for("attempt_started", f"{attempt}f")
-    began = time.monotonic()
     assert agent.run(GOOD, attempt).state == "succeeded"
-    assert time.monotonic() - began < 5.0
+    assert agent.told("attempt_ended", f"{attempt}f") == []
     agent.stop(f"{attempt}f")
     agent.outcome(f"{attempt}f")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from payload_runner.protocol import CheckpointRule, CheckpointSaved, InputFile, from_fields
-from tests.node_agent import GOOD, ROOT, AgentProcess, processes_of
+from tests.node_agent import ATTEMPT, GOOD, NEXT_ATTEMPT, ROOT, AgentProcess, processes_of
 from tests.support import wait_until
 
 # Counts on from its checkpoint and saves after each step; ON_TERM: also at SIGTERM, then leaves.
@@ -43,6 +43,7 @@ COUNTER = textwrap.dedent(
 )
 RULE = CheckpointRule(("ckpt",), interval_s=600.0)
 COUNT = "python3 -S count.py"
+LONG = f"1000.{os.getpid()}"  # seconds, in digits that no other test sleeps
 
 
 @pytest.fixture
@@ -82,24 +83,24 @@ def test_cut_off_payload_goes_on_from_its_checkpoint(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     with AgentProcess(tmp_path) as first:
-        count(first, "1.1.1.1", **environment)
+        count(first, ATTEMPT, **environment)
         first.drain(8.0)
-        ended = first.outcome("1.1.1.1")
+        ended = first.outcome(ATTEMPT)
         assert (ended.state, ended.blame, ended.progress) == ("timed_out", "walltime", True)
         assert ended.reason == "the walltime ends"
-        file = saved(first, "1.1.1.1").file
+        file = saved(first, ATTEMPT).file
     with AgentProcess(tmp_path) as second:
         ended = second.run(
             COUNT,
-            "1.1.1.2",
+            NEXT_ATTEMPT,
             files=(script(second),),
             checkpoint=RULE,
             resume=file,
-            resume_of="1.1.1.1",
+            resume_of=ATTEMPT,
             environment={"STEPS": "1"},
         )
         (started,) = second.told("attempt_started")
-    assert started["resumed_from"] == "1.1.1.1"
+    assert started["resumed_from"] == ATTEMPT
     assert (ended.state, ended.progress) == ("succeeded", False)
     match = re.fullmatch(r"from (\d+)", str(ended.message))
     assert match is not None
@@ -107,42 +108,42 @@ def test_cut_off_payload_goes_on_from_its_checkpoint(
 
 
 def test_tampered_checkpoint_means_a_start_from_zero_with_a_note(agent: AgentProcess) -> None:
-    count(agent, "1.1.1.1", ON_TERM="1")
+    count(agent, ATTEMPT, ON_TERM="1")
     agent.drain(4.0)
-    agent.outcome("1.1.1.1")
-    file = saved(agent, "1.1.1.1").file
+    agent.outcome(ATTEMPT)
+    file = saved(agent, ATTEMPT).file
     path = agent.spool.committed(file)
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(bytes(data))
     ended = agent.run(
         COUNT,
-        "1.1.1.2",
+        NEXT_ATTEMPT,
         files=(script(agent),),
         checkpoint=RULE,
         resume=file,
-        resume_of="1.1.1.1",
+        resume_of=ATTEMPT,
         environment={"STEPS": "1"},
     )
     assert (ended.state, ended.message) == ("succeeded", "from 0")
-    (refused,) = agent.told("checkpoint_refused", "1.1.1.2")
+    (refused,) = agent.told("checkpoint_refused", NEXT_ATTEMPT)
     assert "not restored, started from zero" in refused["reason"]
-    assert "resumed_from" not in agent.told("attempt_started", "1.1.1.2")[0]
+    assert "resumed_from" not in agent.told("attempt_started", NEXT_ATTEMPT)[0]
 
 
 def test_checkpoint_is_saved_while_the_payload_runs(agent: AgentProcess) -> None:
     rule = CheckpointRule(("state",), interval_s=0.1)
-    agent.start("echo 1 > state; sleep 1000", "1.1.1.1", checkpoint=rule)
-    agent.wait_for("checkpoint", "1.1.1.1")
-    agent.stop("1.1.1.1")
-    ended = agent.outcome("1.1.1.1")
+    agent.start("echo 1 > state; sleep 1000", ATTEMPT, checkpoint=rule)
+    agent.wait_for("checkpoint", ATTEMPT)
+    agent.stop(ATTEMPT)
+    ended = agent.outcome(ATTEMPT)
     assert (ended.state, ended.progress) == ("cancelled", True)
-    assert len(agent.told("checkpoint", "1.1.1.1")) == 1
+    assert len(agent.told("checkpoint", ATTEMPT)) == 1
 
 
 def test_refused_checkpoint_is_told_and_the_payload_goes_on(agent: AgentProcess) -> None:
     rule = CheckpointRule(("../state",), interval_s=0.1)
-    assert agent.run(GOOD, "1.1.1.1", checkpoint=rule).state == "succeeded"
+    assert agent.run(GOOD, ATTEMPT, checkpoint=rule).state == "succeeded"
     (refused,) = agent.told("checkpoint_refused")
     assert refused["reason"] == "checkpoint path '../state' leaves the working directory"
 
@@ -152,26 +153,26 @@ FOR_EVER = "while :; do sleep 0.05; done"
 
 
 def test_finishing_during_the_grace_is_a_success(agent: AgentProcess) -> None:
-    agent.start(f"{SAVING}; {FOR_EVER}", "1.1.1.1")
-    wait_until_ready(agent, "1.1.1.1")
+    agent.start(f"{SAVING}; {FOR_EVER}", ATTEMPT)
+    wait_until_ready(agent, ATTEMPT)
     agent.drain(30.0)
-    assert agent.outcome("1.1.1.1").state == "succeeded"
+    assert agent.outcome(ATTEMPT).state == "succeeded"
 
 
 def test_warning_does_not_kill_who_does_not_know_it(agent: AgentProcess) -> None:
     """The shell has no handler; its child has one and needs a moment to save."""
     item = agent.add_input("child.sh", f"{SAVING}; {FOR_EVER}".encode())
-    agent.start("sh child.sh; true", "1.1.1.1", files=(item,))
-    wait_until_ready(agent, "1.1.1.1")
+    agent.start("sh child.sh; true", ATTEMPT, files=(item,))
+    wait_until_ready(agent, ATTEMPT)
     agent.drain(30.0)
-    assert agent.outcome("1.1.1.1").state == "succeeded"
+    assert agent.outcome(ATTEMPT).state == "succeeded"
 
 
 def test_stop_file_reaches_those_without_signals(agent: AgentProcess) -> None:
-    agent.start(f"while [ ! -e .harvester-stop ]; do sleep 0.05; done; {GOOD}", "1.1.1.1")
+    agent.start(f"while [ ! -e .harvester-stop ]; do sleep 0.05; done; {GOOD}", ATTEMPT)
     agent.wait_for("attempt_started")
     agent.drain(30.0)
-    assert agent.outcome("1.1.1.1").state == "succeeded"
+    assert agent.outcome(ATTEMPT).state == "succeeded"
 
 
 def test_client_tells_when_to_stop_and_relays_reports(agent: AgentProcess) -> None:
@@ -189,11 +190,11 @@ def test_client_tells_when_to_stop_and_relays_reports(agent: AgentProcess) -> No
         agent.add_input("client.py", library),
         agent.add_input("main.py", textwrap.dedent(body).encode()),
     )
-    agent.start("python3 -S main.py", "1.1.1.1", files=files)
-    wait_until(lambda: processes_of("1.1.1.1"))
-    agent.wait_for("reports", "1.1.1.1")
+    agent.start("python3 -S main.py", ATTEMPT, files=files)
+    wait_until(lambda: processes_of(ATTEMPT))
+    agent.wait_for("reports", ATTEMPT)
     agent.drain(30.0)
-    assert agent.outcome("1.1.1.1").state == "succeeded"
+    assert agent.outcome(ATTEMPT).state == "succeeded"
     reports = [tuple(event["values"]) for event in agent.told("reports")]
     assert set(map(str, reports)) == {str(({"loss": 0.5, "accuracy": 0.25, "step": 1},))}
 
@@ -203,38 +204,38 @@ def test_client_hint_saves_the_checkpoint_soon(agent: AgentProcess) -> None:
     files = (agent.add_input("client.py", library),)
     agent.start(
         "echo whole > state; python3 -S -c 'import client; client.checkpoint(\"state\")'; sleep 99",
-        "1.1.1.1",
+        ATTEMPT,
         files=files,
         checkpoint=CheckpointRule(("state",), interval_s=600.0),
     )
-    agent.wait_for("checkpoint", "1.1.1.1")
-    agent.stop("1.1.1.1")
-    agent.outcome("1.1.1.1")
+    agent.wait_for("checkpoint", ATTEMPT)
+    agent.stop(ATTEMPT)
+    agent.outcome(ATTEMPT)
 
 
 def test_preempted_is_told_as_such(agent: AgentProcess) -> None:
-    agent.start("sleep 1000", "1.1.1.1", warn_s=0.1)
+    agent.start("sleep 1000", ATTEMPT, warn_s=0.1)
     agent.wait_for("attempt_started")
     agent.drain(5.0, "preempted")
-    ended = agent.outcome("1.1.1.1")
+    ended = agent.outcome(ATTEMPT)
     assert (ended.state, ended.blame, ended.progress) == ("preempted", "site", False)
 
 
 def test_second_drain_with_less_time_is_obeyed(agent: AgentProcess) -> None:
-    agent.start("sleep 1000", "1.1.1.1", warn_s=500.0)
+    agent.start("sleep 1000", ATTEMPT, warn_s=500.0)
     agent.wait_for("attempt_started")
     agent.drain(1000.0)
     agent.drain(0.5)
-    assert agent.outcome("1.1.1.1").state == "timed_out"
+    assert agent.outcome(ATTEMPT).state == "timed_out"
 
 
 def test_signalled_agent_ends_its_payloads_and_leaves(agent: AgentProcess) -> None:
-    agent.start("sleep 1000", "1.1.1.1", warn_s=0.1)
+    agent.start("sleep 1000", ATTEMPT, warn_s=0.1)
     agent.wait_for("attempt_started")
     agent.process.send_signal(signal.SIGUSR1)  # a batch system's warning must not kill it
     agent.process.terminate()
-    assert agent.outcome("1.1.1.1").state == "preempted"
-    assert agent.process.wait(10.0) == 0
+    assert agent.outcome(ATTEMPT).state == "preempted"
+    assert agent.process.wait(60.0) == 0
 
 
 def signal_payload(agent: AgentProcess, attempt: str) -> None:
@@ -245,43 +246,43 @@ def signal_payload(agent: AgentProcess, attempt: str) -> None:
 
 
 def test_payload_signalled_before_its_agent_is_preempted(agent: AgentProcess) -> None:
-    count(agent, "1.1.1.1")
-    signal_payload(agent, "1.1.1.1")
-    wait_until(lambda: not processes_of("1.1.1.1"))
+    count(agent, ATTEMPT)
+    signal_payload(agent, ATTEMPT)
+    wait_until(lambda: not processes_of(ATTEMPT))
     agent.process.send_signal(signal.SIGTERM)
-    end = agent.outcome("1.1.1.1")
+    end = agent.outcome(ATTEMPT)
     assert (end.state, end.blame) == ("preempted", "site")
 
 
 def test_payload_that_ends_itself_by_a_signal_is_to_blame(agent: AgentProcess) -> None:
-    count(agent, "1.1.1.1")
-    signal_payload(agent, "1.1.1.1")
-    end = agent.outcome("1.1.1.1")
+    count(agent, ATTEMPT)
+    signal_payload(agent, ATTEMPT)
+    end = agent.outcome(ATTEMPT)
     assert (end.state, end.blame) == ("failed", "point")
 
 
 def test_killed_agent_takes_its_payloads_with_it(agent: AgentProcess) -> None:
-    agent.start("setsid sleep 1000 & sleep 1000", "1.1.1.1")
-    wait_until(lambda: len(processes_of("1.1.1.1")) >= 2)
+    agent.start("setsid sleep 1000 & sleep 1000", ATTEMPT)
+    wait_until(lambda: len(processes_of(ATTEMPT)) >= 2)
     agent.process.kill()
-    wait_until(lambda: processes_of("1.1.1.1") == [])
+    wait_until(lambda: processes_of(ATTEMPT) == [])
 
 
 def test_agent_that_loses_its_leader_ends_its_payloads_and_leaves(tmp_path: Path) -> None:
     with AgentProcess(tmp_path) as agent:
-        agent.start("sleep 1000", "1.1.1.1", warn_s=0.1)
+        agent.start("sleep 1000", ATTEMPT, warn_s=0.1)
         agent.wait_for("attempt_started")
         agent.port.close()
         assert agent.process.wait(60.0) != 0
-        assert processes_of("1.1.1.1") == []
+        assert processes_of(ATTEMPT) == []
         assert os.listdir(agent.spool.work) == []
 
 
 def test_dismissed_agent_leaves_nothing(tmp_path: Path) -> None:
     with AgentProcess(tmp_path) as agent:
-        agent.run(f"(setsid env -i sleep 1000 &); {GOOD}", "1.1.1.1")
+        agent.run(f"(setsid env -i sleep {LONG} &); {GOOD}", ATTEMPT)
         agent.send("leave", {})
-        assert agent.process.wait(15.0) == 0
+        assert agent.process.wait(60.0) == 0
     assert os.listdir(agent.spool.work) == []
     assert [
         pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_sleep(pid)
@@ -292,7 +293,7 @@ def is_sleep(pid: int) -> bool:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         return (
-            words[:2] == [b"sleep", b"1000"]
+            words[:2] == [b"sleep", LONG.encode()]
             and b"HARVESTER" not in Path(f"/proc/{pid}/environ").read_bytes()
         )
     except OSError:

@@ -33,7 +33,7 @@ def run(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,7 +115,7 @@ def test_missing_commands_are_named(tmp_path: Path) -> None:
 # --- the executor ---
 
 
-def run(line: str, timeout_s: float = 10.0) -> commands.Completed:
+def run(line: str, timeout_s: float = 60.0) -> commands.Completed:
     return run_command(["sh", "-c", line], timeout_s=timeout_s, environment=dict(os.environ))
 
 
@@ -127,17 +126,20 @@ def test_output_and_exit_code_come_back() -> None:
 
 def test_deadline_kills_the_whole_process_group(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    with pytest.raises(BatchUnavailable, match="did not answer"):
-        run(f"sleep 60 & echo $! $$ > {pids}; wait", 0.5)
+    for timeout_s in (0.5, 5.0, 50.0):  # a busy machine starts nothing in the first
+        with pytest.raises(BatchUnavailable, match="did not answer"):
+            run(f"sleep 600 & echo $! $$ > {pids}; wait", timeout_s)
+        if pids.exists() and pids.read_text():
+            break
     for pid in map(int, pids.read_text().split()):
         wait_until(lambda pid=pid: not psutil.pid_exists(pid))  # type: ignore[misc]
 
 
 def test_background_process_that_keeps_the_pipes_open_delays_nobody() -> None:
-    began = time.monotonic()
-    done = run("sleep 5 & echo ready")
-    assert done.stdout == "ready\n"
-    assert time.monotonic() - began < 4
+    done = run("sleep 1000 & echo $!")
+    sleeper = psutil.Process(int(done.stdout))
+    assert sleeper.is_running()
+    sleeper.kill()
 
 
 def test_runaway_output_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def _send(
 ) -> tuple[int, Any]:
     """One raw request; a body that is not bytes is sent as JSON."""
     parts = urlsplit(service.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=60)
     token = service.token_file().read_text()
     sent = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -156,7 +156,7 @@ def test_a_body_is_not_read_beyond_its_limit(service: RunningService) -> None:
 def test_a_body_of_unknown_length_is_bounded_too(service: RunningService) -> None:
     chunks = (b" " * 1_000_000 for _ in range(11))
     parts = urlsplit(service.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=60)
     token = service.token_file().read_text()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     try:

@@ -201,7 +201,7 @@ class TestTasks:
         )
         thread.start()
         task = service.submit()
-        thread.join(timeout=15)
+        thread.join(timeout=60)
         assert found[0].changes[0]["what"] == "submitted"
         assert found[0].changes[0]["task"] == task
 
@@ -223,7 +223,7 @@ class TestEvaluation:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=30)
+            thread.join(timeout=60)
         assert len(got) == len(set(got)) == 60
 
     def test_a_lost_attempt_that_turns_up_counts(self, service: RunningService) -> None:

@@ -66,7 +66,7 @@ def test_an_end_wakes_the_loop(effects: ThreadEffects) -> None:
     woken = threading.Event()
     effects.notify(woken.set)
     effects.start("x", lambda: None, lane="batch")
-    assert woken.wait(10)
+    assert woken.wait(60)
 
 
 def test_the_same_effect_is_not_started_twice_at_once(effects: ThreadEffects) -> None:

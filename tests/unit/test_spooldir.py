@@ -56,7 +56,7 @@ def test_the_runner_archive_is_the_same_bytes_each_time_and_runs(tmp_path: Path)
         [sys.executable, "-I", "-S", str(path), "--version"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
