@@ -274,6 +274,8 @@ class ContainerKeys(_Part):
     runtime: Runtime = "none"
     only: bool = False
     image_dir: Directory | None = None
+    images: dict[str, Annotated[str, Field(min_length=1)]] = {}
+    options: list[Line] = []
 
 
 class PlanningKeys(_Part):

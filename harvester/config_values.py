@@ -64,6 +64,8 @@ class Expansion:
             directives=(*keys.directives, *_filesystems(keys)),
             container_runtime=keys.containers.runtime,
             image_dir=_text(self._path(("containers", "image_dir"), keys.containers.image_dir)),
+            container_images=self._images(keys),
+            container_options=tuple(keys.containers.options),
             containers_only=keys.containers.only,
             submission=_submission(keys),
             network=_network(keys),
@@ -92,6 +94,15 @@ class Expansion:
             ca_file=self._path(("central", "ca_file"), keys.central.ca_file),
             timeout_s=keys.central.timeout,
         )
+
+    def _images(self, keys: SiteKeys) -> dict[str, str]:
+        """Where images lie by their names: paths, or what a runtime calls them."""
+        found = {}
+        for name, place in keys.containers.images.items():
+            is_path = place.startswith(("/", "~", "$"))
+            path = self._path(("containers", "images", name), place) if is_path else None
+            found[name] = _text(path) or place
+        return found
 
     def _path(self, key: Key, text: str | None) -> Path | None:
         if text is None:

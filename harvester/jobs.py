@@ -33,6 +33,8 @@ def plan_of(
         idle_exit_s=idle_exit_s,
         container_runtime=site.container_runtime,
         image_dir=site.image_dir,
+        container_images=site.container_images,
+        container_options=site.container_options,
         environment=runner.environment,
     )
 

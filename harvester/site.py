@@ -143,6 +143,8 @@ class Site:
     directives: tuple[str, ...] = ()
     container_runtime: str = "none"
     image_dir: str | None = None
+    container_images: Mapping[str, str] = field(default_factory=dict)
+    container_options: tuple[str, ...] = ()
     containers_only: bool = False  # bare payloads are refused
     submission: SubmissionRules = field(default_factory=SubmissionRules)
     network: Network = field(default_factory=Network)

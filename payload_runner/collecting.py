@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, List, Mapping, Optional, Tuple
 
 from payload_runner.commits import commit
+from payload_runner.containers import runtime_failed
 from payload_runner.outcome import (
     OUTPUT_LIMIT_BYTES,
     BadOutput,
@@ -52,6 +53,7 @@ class Leftovers:
     incarnation: IncarnationPaths
     node_local: bool
     reports_result: bool = True  # False on the further nodes of a payload
+    container_runtime: str = "none"  # of the node, for payloads that need one
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,19 @@ def _verdict(left: Leftovers) -> Verdict:
             reason = f"{left.spec.output_name} cannot be read: {error.strerror}"
             return Verdict("failed", "point", reason)
     verdict = judge(left.exit, output, left.spec.output_name, left.errors)
-    return verdict if verdict.succeeded else _blame_disk(left, verdict)
+    return verdict if verdict.succeeded else _blame_disk(left, _blame_runtime(left, verdict))
+
+
+def _blame_runtime(left: Leftovers, verdict: Verdict) -> Verdict:
+    """A container that could not be started is the site's failure, not the point's."""
+    container, runtime = left.spec.container, left.container_runtime
+    if container is None or not runtime_failed(runtime, left.exit.code, left.errors):
+        return verdict
+    reason = (
+        f"{runtime} could not run the container of image {container.image}; if the image is not "
+        f"at this site, bring it with `harvester image pull {container.image}`"
+    )
+    return Verdict("failed", "site", with_tail(reason, left.errors))
 
 
 def _blame_disk(left: Leftovers, verdict: Verdict) -> Verdict:

@@ -1,7 +1,8 @@
 """Command lines that run a payload in a container, one builder per runtime. Pure.
 
 The image is read-only, the working directory is bound to ``/srv/workDir``, the network is the
-node's. Secrets, logs and the rest of the spool are not bound, so a payload cannot reach them.
+node's. Secrets, logs and the rest of the spool are not bound, and processes outside cannot be
+looked at, so a payload cannot reach them.
 """
 
 from __future__ import annotations
@@ -10,17 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Callable, Dict, Mapping, Optional, Tuple
 
+from payload_runner.images import BadContainer
 from payload_runner.protocol import CONTAINER_WORKDIR
 
-# What the host's programs need would break the image's.
-_HOST_ONLY = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-_BY_NAME = ("podman", "podman-hpc", "shifter")  # keep their images themselves
+DETACHING = ("podman", "podman-hpc")  # what runs in the container is no descendant of theirs
 _NVIDIA_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 _MAX_GPUS = 16
-
-
-class BadContainer(ValueError):
-    """A container that cannot be run here; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -54,46 +50,44 @@ def container_argv(runtime: str, run: ContainerRun) -> Tuple[str, ...]:
     return builder(run)
 
 
-def resolve_image(
-    image: str, runtime: str, image_dir: Optional[str], exists: Callable[[str], bool]
-) -> str:
-    """The image as the runtime is to be told: a name, or where it lies unpacked or as a SIF.
+def runtime_failed(runtime: str, exit_code: Optional[int], errors: str) -> bool:
+    """Whether it was the runtime that failed, and not the payload in it.
 
-    ``docker://name`` and plain names lie in the site's image directory, with every character
-    but letters, digits and ``._-`` written as ``_``.
-
-    Raises:
-        BadContainer: it is not there.
+    ``errors``: the end of stderr. A program that the image does not have is the payload's fault.
     """
-    name = re.sub(r"^[a-z]+://", "", image)
-    if runtime in _BY_NAME:
-        return name
-    if image.startswith("/"):
-        if exists(image):
-            return image
-        raise BadContainer(f"container image {image} does not exist on the node")
-    if image_dir is None:
-        raise BadContainer(f"container image {image}: the site names no image_dir to look in")
-    base = f"{image_dir}/{re.sub(r'[^A-Za-z0-9._-]', '_', name)}"
-    for candidate in (base, f"{base}.sif"):
-        if exists(candidate):
-            return candidate
-    raise BadContainer(
-        f"container image {image}: neither {base} nor {base}.sif exists; put it there"
-    )
+    known = _OWN_FAILURES.get(runtime)
+    if known is None or exit_code != known.code:
+        return False
+    last = errors.strip().rsplit("\n", 1)[-1]
+    return known.words.search(last) is not None
 
 
-def container_environment(environment: Mapping[str, str]) -> Dict[str, str]:
-    """A payload's environment as it holds inside the container."""
-    kept = {name: value for name, value in environment.items() if name not in _HOST_ONLY}
-    kept["HARVESTER_WORKDIR"] = CONTAINER_WORKDIR
-    return kept
+@dataclass(frozen=True)
+class _Failure:
+    """How a runtime says that it could not run the container: exit code and last line."""
+
+    code: int
+    words: re.Pattern[str]
+
+
+# Exit codes as the manual pages of podman-run(1) and ch-run(1) (0.31) have them, or as seen.
+_PODMAN_FAILED = _Failure(125, re.compile(""))
+_APPTAINER_FAILED = _Failure(255, re.compile(r"^\S*FATAL:"))
+_OWN_FAILURES = {
+    "apptainer": _APPTAINER_FAILED,
+    "bwrap": _Failure(1, re.compile(r"^bwrap: (?!execvp)")),
+    "charliecloud": _Failure(1, re.compile(r"^ch-run\[\d+\]: error: (?!can't execve)")),
+    "podman": _PODMAN_FAILED,
+    "podman-hpc": _PODMAN_FAILED,
+    "singularity": _APPTAINER_FAILED,
+}
 
 
 def _bwrap(run: ContainerRun) -> Tuple[str, ...]:
     return (
         "bwrap",
         *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"),
+        *("--cap-drop", "ALL"),  # root would keep them, and could mount the disk that it hides
         *("--ro-bind", run.image, "/"),
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),
         *_bwrap_gpus(run.gpu_variable),
@@ -116,7 +110,8 @@ def _bwrap_gpus(variable: Optional[str]) -> Tuple[str, ...]:
 
 def _charliecloud(run: ContainerRun) -> Tuple[str, ...]:
     return (
-        "ch-run",
+        # Its own user namespace keeps it from looking at our processes; /tmp it would share.
+        *("ch-run", "--private-tmp", f"--set-env=HOME={CONTAINER_WORKDIR}"),
         *("--bind", f"{run.workdir}:{CONTAINER_WORKDIR}", "--cd", CONTAINER_WORKDIR),
         *run.options,
         run.image,
@@ -130,9 +125,10 @@ def _apptainer(program: str) -> Callable[[ContainerRun], Tuple[str, ...]]:
 
     def build(run: ContainerRun) -> Tuple[str, ...]:
         return (
-            *(program, "exec", "--contain", "--no-home"),
+            # Without --pid the set-user-id starter leaves /proc/<pid>/root of our processes open.
+            *(program, "exec", "--contain", "--pid", "--ipc"),
             *flags.get(run.gpu_variable or "", ()),
-            *("--bind", f"{run.workdir}:{CONTAINER_WORKDIR}", "--pwd", CONTAINER_WORKDIR),
+            *("--home", f"{run.workdir}:{CONTAINER_WORKDIR}", "--pwd", CONTAINER_WORKDIR),
             *run.options,
             run.image,
             *run.shell,
@@ -170,8 +166,12 @@ def _podman_run(program: str, gpus: Tuple[str, ...], run: ContainerRun) -> Tuple
     variables = tuple(word for name in run.variables for word in ("--env", name))
     return (
         *(program, "run", "--rm", "--read-only", "--network", "host", "--pull", "never"),
+        # Its own log would hold every byte of output on a small disk; data loaders need more
+        # shared memory than its 64 MB; SELinux would refuse the directory without a relabelling.
+        *("--log-driver", "none", "--shm-size", "0", "--security-opt", "label=disable"),
+        *("--cap-drop", "all", "--security-opt", "no-new-privileges", "--http-proxy=false"),
         *gpus,
-        *variables,
+        *("--env", f"HOME={CONTAINER_WORKDIR}", *variables),
         *("--volume", f"{run.workdir}:{CONTAINER_WORKDIR}:rw", "--workdir", CONTAINER_WORKDIR),
         *run.options,
         run.image,
@@ -179,7 +179,7 @@ def _podman_run(program: str, gpus: Tuple[str, ...], run: ContainerRun) -> Tuple
     )
 
 
-_BUILDERS: Mapping[str, Callable[[ContainerRun], Tuple[str, ...]]] = {
+_BUILDERS: Dict[str, Callable[[ContainerRun], Tuple[str, ...]]] = {
     "apptainer": _apptainer("apptainer"),
     "bwrap": _bwrap,
     "charliecloud": _charliecloud,
@@ -188,3 +188,4 @@ _BUILDERS: Mapping[str, Callable[[ContainerRun], Tuple[str, ...]]] = {
     "shifter": _shifter,
     "singularity": _apptainer("singularity"),
 }
+RUNTIMES: Mapping[str, object] = _BUILDERS

@@ -17,7 +17,8 @@ from typing import Any, Callable, List, Optional, Set, Tuple
 from payload_runner import environment, gpus, processes
 from payload_runner.collecting import Collected, Leftovers, collect, needs_thread
 from payload_runner.commits import Broken
-from payload_runner.containers import BadContainer
+from payload_runner.containers import DETACHING
+from payload_runner.images import BadContainer
 from payload_runner.loop import Timer
 from payload_runner.node import Node
 from payload_runner.outcome import Exit, Verdict
@@ -197,7 +198,7 @@ class Payload:
         if not self._live:
             return
         limit_mb = self._slot.memory_mb
-        members = processes.tree(processes.all_processes(), self._live)
+        members = self._tree()
         used_mb = processes.memory_mb(members, limit_mb)
         if used_mb > limit_mb:
             self.stop(over_memory(used_mb, limit_mb))
@@ -249,8 +250,19 @@ class Payload:
 
     def _members(self, number: int) -> Tuple[List[processes.Process], Set[int]]:
         """Its processes, and which of them have a handler for a signal."""
-        members = processes.tree(processes.all_processes(), self._live)
+        members = self._tree()
         return members, {item.pid for item in members if processes.catches(item.pid, number)}
+
+    def _tree(self) -> List[processes.Process]:
+        """All its processes, also those that left; a detached container's, but not its client's.
+
+        Such a client passes signals on: its container would get each of them twice.
+        """
+        escaped = self._escaped()
+        alone = bool(escaped) and self._spec.container is not None
+        if alone and self._node.plan.container_runtime in DETACHING:
+            return processes.tree(processes.all_processes(), escaped)
+        return processes.tree(processes.all_processes(), [*self._live, *escaped])
 
     def _save_and_terminate(self) -> None:
         if self._stop is not None and self._stop.saves:
@@ -318,8 +330,7 @@ class Payload:
             self._saver.when_idle(self._collect)
 
     def _escaped(self) -> List[int]:
-        orphans = processes.children(self._node.owners)
-        return [pid for pid in orphans if processes.attempt_of(pid) == self.order.attempt]
+        return processes.strays(self.order.attempt, self._node.owners)
 
     @property
     def _exit(self) -> Exit:
@@ -337,6 +348,7 @@ class Payload:
             self._node.incarnation,
             self._node.workplace.node_local,
             self._is_first,
+            self._node.plan.container_runtime,
         )
         if needs_thread(left):
             self._loop.worker.submit(lambda: collect(left), self._collected)

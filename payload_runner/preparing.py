@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from functools import lru_cache
+from pathlib import Path
+from typing import Dict, Mapping, Optional, Tuple
 
-from payload_runner import environment, gpus
+from payload_runner import container_environment, environment, gpus
 from payload_runner.checkpoints import Keeper, Refused, relative_name, restore
 from payload_runner.commits import Broken
-from payload_runner.containers import (
-    BadContainer,
-    ContainerRun,
-    container_argv,
-    container_environment,
-    resolve_image,
-)
+from payload_runner.containers import ContainerRun, container_argv
+from payload_runner.images import BadContainer, resolve_image
 from payload_runner.node import Node
 from payload_runner.outcome import Verdict
 from payload_runner.placement import Slot
@@ -24,12 +21,16 @@ from payload_runner.processes import AGENT_MARKER
 from payload_runner.protocol import (
     BadRecord,
     CheckpointRule,
+    Container,
     Order,
     PayloadSpec,
     check_attempt,
 )
+from payload_runner.workplace import read_bounded
 
 STARTS = ("single", "processes")
+IMAGE_ENVIRONMENT = "ch/environment"  # where Charliecloud keeps it, and our own importer
+_IMAGE_ENVIRONMENT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,56 @@ def command_of(
     variables[AGENT_MARKER] = node.agent_nonce
     if spec.container is None:
         return Command(("/bin/sh", "-c", command), variables)
-    runtime = node.plan.container_runtime
+    return _contained(node, spec, spec.container, slot, workdir, command, variables)
+
+
+def _contained(
+    node: Node,
+    spec: PayloadSpec,
+    container: Container,
+    slot: Slot,
+    workdir: str,
+    command: str,
+    variables: Mapping[str, str],
+) -> Command:
+    """The command in its container; ``variables`` are those that it would have without one."""
+    plan = node.plan
+    runtime = plan.container_runtime
+    image = resolve_image(
+        container.image, runtime, plan.image_dir, os.path.exists, plan.container_images
+    )
+    ours = set(variables) - set(node.environment_of(spec))
+    given = ours | set(spec.environment) | container_environment.meant_inside(plan.environment)
+    of_image = (
+        image_environment(image) if container_environment.applies_image_environment(runtime) else {}
+    )
+    seen = container_environment.inside(variables, given, of_image)
+    seen.setdefault("USER", str(os.getuid()))  # ch-run does not start without one
     run = ContainerRun(
-        resolve_image(spec.container.image, runtime, node.plan.image_dir, os.path.exists),
+        image,
         workdir,
         command,
-        spec.container.options,
+        plan.container_options + container.options,
         node.resources.gpu_variable if slot.gpus else None,
-        tuple(sorted(set(variables) - set(node.outer))),
+        tuple(sorted(set(seen) - {"HOME"})),
     )
     program, *rest = container_argv(runtime, run)
     found = shutil.which(program, path=node.outer.get("PATH"))
     if found is None:
         raise BadContainer(f"container_runtime is {runtime!r}, but {program} is not on PATH")
-    return Command((found, *rest), container_environment(variables))
+    return Command((found, *rest), container_environment.of_runtime(runtime, seen, node.outer))
+
+
+@lru_cache(maxsize=16)
+def image_environment(image: str) -> Dict[str, str]:
+    """What an unpacked image says of its environment; {} where it says nothing that can be read."""
+    try:
+        data = read_bounded(
+            Path(image, IMAGE_ENVIRONMENT), _IMAGE_ENVIRONMENT_BYTES, within=Path(image)
+        )
+    except OSError:
+        return {}
+    return container_environment.parse_image_environment((data or b"").decode("utf-8", "replace"))
 
 
 def _stay_inside(name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import signal
 from dataclasses import dataclass
@@ -142,6 +143,23 @@ def attempt_of(pid: int) -> Optional[str]:
     return data[start : data.find(b"\0", start)].decode("ascii", "replace")
 
 
+def strays(attempt: str, known: Container[int]) -> List[int]:
+    """Processes of an attempt among our orphans and below them; ``known`` are no orphans.
+
+    Podman's monitor, for one, detaches itself with an environment of its own; only what runs in the
+    container below it carries the marker.
+    """
+    found = []
+    waiting = children(known)
+    while waiting:
+        pid = waiting.pop()
+        if attempt_of(pid) == attempt:
+            found.append(pid)
+        else:
+            waiting += _children_of(pid)
+    return found
+
+
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal, so that it means something to it."""
     try:
@@ -210,6 +228,17 @@ def memory_mb(members: Sequence[Process], limit_mb: float) -> float:
     if resident <= limit_mb:
         return resident
     return sum(_proportional_mb(item) for item in members)
+
+
+def _children_of(pid: int) -> List[int]:
+    found: List[int] = []
+    for path in glob.glob(f"/proc/{pid}/task/*/children"):
+        try:
+            with open(path, "rb") as file:
+                found += [int(word) for word in file.read().split()]
+        except OSError:
+            continue
+    return found
 
 
 def _read_stat(name: str) -> Optional[Process]:

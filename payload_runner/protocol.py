@@ -189,6 +189,8 @@ class AllocationPlan:
     heartbeat_s: float = 30.0
     container_runtime: str = "none"
     image_dir: Optional[str] = None
+    container_images: Mapping[str, str] = field(default_factory=dict)  # name: what it is here
+    container_options: Tuple[str, ...] = ()  # of the site, before a payload's own
     environment: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
 

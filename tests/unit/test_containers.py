@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import pytest
 
-from payload_runner.containers import (
-    BadContainer,
-    ContainerRun,
-    container_argv,
-    container_environment,
-    resolve_image,
+from payload_runner.container_environment import (
+    DEFAULT_PATH,
+    inside,
+    meant_inside,
+    of_runtime,
+    parse_image_environment,
 )
+from payload_runner.containers import ContainerRun, container_argv, runtime_failed
+from payload_runner.images import BadContainer, resolve_image
 
 RUN = ContainerRun("/images/torch", "/tmp/w", "./run.sh", ("--opt",), variables=("A", "B"))
 SHELL = ["/bin/sh", "-c", 'PATH="$PATH:."; export PATH\n./run.sh']
 BIND = "/tmp/w:/srv/workDir"
-
+APPTAINER = f"exec --contain --pid --ipc --home {BIND} --pwd /srv/workDir --opt /images/torch"
+PODMAN = (
+    "run --rm --read-only --network host --pull never --log-driver none --shm-size 0"
+    " --security-opt label=disable --cap-drop all --security-opt no-new-privileges"
+    f" --http-proxy=false --env HOME=/srv/workDir --env A --env B --volume {BIND}:rw"
+    " --workdir /srv/workDir --opt /images/torch"
+)
 GOLDEN = {
-    "apptainer": f"apptainer exec --contain --no-home --bind {BIND} --pwd /srv/workDir --opt"
-    " /images/torch",
-    "singularity": f"singularity exec --contain --no-home --bind {BIND} --pwd /srv/workDir --opt"
-    " /images/torch",
-    "bwrap": "bwrap --unshare-pid --unshare-ipc --unshare-uts --die-with-parent"
+    "apptainer": f"apptainer {APPTAINER}",
+    "singularity": f"singularity {APPTAINER}",
+    "bwrap": "bwrap --unshare-pid --unshare-ipc --unshare-uts --die-with-parent --cap-drop ALL"
     " --ro-bind /images/torch / --proc /proc --dev /dev --tmpfs /tmp"
     " --bind /tmp/w /srv/workDir --chdir /srv/workDir --opt --",
-    "charliecloud": f"ch-run --bind {BIND} --cd /srv/workDir --opt /images/torch --",
-    "podman": "podman run --rm --read-only --network host --pull never --env A --env B"
-    f" --volume {BIND}:rw --workdir /srv/workDir --opt /images/torch",
-    "podman-hpc": "podman-hpc run --rm --read-only --network host --pull never --env A --env B"
-    f" --volume {BIND}:rw --workdir /srv/workDir --opt /images/torch",
+    "charliecloud": "ch-run --private-tmp --set-env=HOME=/srv/workDir"
+    f" --bind {BIND} --cd /srv/workDir --opt /images/torch --",
+    "podman": f"podman {PODMAN}",
+    "podman-hpc": f"podman-hpc {PODMAN}",
     "shifter": f"shifter --image=/images/torch --volume={BIND} --workdir=/srv/workDir --opt --",
 }
 
@@ -59,7 +64,8 @@ def test_gpus_reach_the_container(runtime: str, variable: str, words: str) -> No
 
 def test_values_never_appear_on_the_command_line() -> None:
     argv = container_argv("podman", ContainerRun("i", "/w", "c", variables=("TOKEN",)))
-    assert argv[argv.index("--env") + 1] == "TOKEN"
+    assert "--env TOKEN " in " ".join(argv)
+    assert not any(word.startswith("TOKEN=") for word in argv)
 
 
 @pytest.mark.parametrize("runtime", ["none", "docker"])
@@ -101,11 +107,88 @@ def test_missing_image_says_where_it_was_looked_for(
     assert words in str(caught.value)
 
 
-def test_libraries_of_the_host_stay_outside() -> None:
-    outer = {
-        "LD_LIBRARY_PATH": "/opt/mpi",
-        "PYTHONPATH": "/home",
-        "A": "b",
-        "HARVESTER_WORKDIR": "/w",
-    }
-    assert container_environment(outer) == {"A": "b", "HARVESTER_WORKDIR": "/srv/workDir"}
+def test_site_table_of_images_counts_before_any_rule() -> None:
+    table = {"docker://org/x": "/cvmfs/x", "org/y": "local/y:1", "z": "/gone"}
+    there = {"/cvmfs/x"}.__contains__
+    assert resolve_image("docker://org/x", "bwrap", None, there, table) == "/cvmfs/x"
+    assert resolve_image("docker://org/y", "podman", None, there, table) == "local/y:1"
+    with pytest.raises(BadContainer, match="image z, for this site /gone, does not exist"):
+        resolve_image("z", "bwrap", None, there, table)
+
+
+HOST = {
+    "LD_LIBRARY_PATH": "/opt/mpi",
+    "MODULEPATH": "/opt/modules",
+    "HOME": "/home/alice",
+    "TMPDIR": "/local_scratch/77",
+    "CUDA_HOME": "/opt/cuda",
+    "PATH": "/opt/host/bin",
+    "http_proxy": "http://alice:pw@proxy:3128",
+    "SLURM_JOB_ID": "77",
+    "LANG": "C.UTF-8",
+    "APPTAINER_BIND": "/data",
+    "CONTAINERS_CONF": "/etc/c.conf",
+}
+SEEN = {
+    "SLURM_JOB_ID": "77",
+    "LANG": "C.UTF-8",
+    "HOME": "/srv/workDir",
+    "HARVESTER_WORKDIR": "/srv/workDir",
+}
+
+
+def test_only_what_means_the_same_inside_comes_from_the_host() -> None:
+    assert inside({**HOST, "HARVESTER_WORKDIR": "/w"}, {"HARVESTER_WORKDIR"}, {}) == SEEN
+
+
+def test_what_a_task_says_wins_over_the_image_and_that_over_nothing() -> None:
+    image = {"PATH": "/conda/bin:/bin", "LANG": "de_DE", "MODEL": "small", "HOME": "/root"}
+    found = inside({**HOST, "MODEL": "large"}, {"MODEL"}, image)
+    assert found == {**SEEN, "PATH": "/conda/bin:/bin", "MODEL": "large", "HOME": "/root"}
+
+
+def test_site_variables_for_the_hosts_programs_do_not_count_inside() -> None:
+    site = ("PYTHONPATH", "LD_LIBRARY_PATH", "PATH", "NCCL_DEBUG", "DATA_DIR")
+    assert meant_inside(site) == {"NCCL_DEBUG", "DATA_DIR"}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "more"),
+    [
+        ("bwrap", {"PATH": DEFAULT_PATH}),
+        ("charliecloud", {"PATH": DEFAULT_PATH}),
+        ("apptainer", {"PATH": "/opt/host/bin", "APPTAINER_BIND": "/data"}),
+        ("podman", {"PATH": "/opt/host/bin", "HOME": "/home/alice", "TMPDIR": "/local_scratch/77"}),
+        ("shifter", {"PATH": "/opt/host/bin", "HOME": "/home/alice"}),
+    ],
+)
+def test_runtime_gets_what_it_reads_itself(runtime: str, more: dict[str, str]) -> None:
+    found = of_runtime(runtime, SEEN, HOST)
+    if runtime == "podman":
+        more = {**more, "CONTAINERS_CONF": "/etc/c.conf"}
+    assert found == {**SEEN, **more}
+
+
+def test_image_environment_is_read_line_by_line() -> None:
+    text = "PATH=/conda/bin:/bin\n# no\nA=b=c\n1X=2\nLD_PRELOAD=/evil.so\nEMPTY=\n"
+    assert parse_image_environment(text) == {"PATH": "/conda/bin:/bin", "A": "b=c", "EMPTY": ""}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "code", "errors", "failed"),
+    [
+        ("podman", 125, "Error: torch:1: image not known", True),
+        ("podman", 127, "Error: stat /nosuch: no such file", False),
+        ("apptainer", 255, "INFO: x\nFATAL:   could not open image /x.sif", True),
+        ("apptainer", 255, "Traceback", False),
+        ("charliecloud", 1, "ch-run[9]: error: can't stat: /x: No such file", True),
+        ("charliecloud", 1, "ch-run[9]: error: can't execve(2): /bin/nosuch", False),
+        ("bwrap", 1, "bwrap: Can't find source path /x: No such file", True),
+        ("bwrap", 1, "ValueError", False),
+        ("none", 125, "", False),
+    ],
+)
+def test_failure_of_the_runtime_is_told_from_the_payloads(
+    runtime: str, code: int, errors: str, failed: bool
+) -> None:
+    assert runtime_failed(runtime, code, errors) is failed
