@@ -250,6 +250,27 @@ def test_a_signal_of_the_batch_system_preempts_what_runs(make: Make) -> None:
     assert allocation.states() == {"0": "preempted"}
 
 
+def test_repeated_warnings_of_the_batch_system_count_as_one(make: Make, tmp_path: Path) -> None:
+    """Grid Engine sends each of its warnings twice within a millisecond, and may send another."""
+    allocation = make(nodes=1)
+    warned, goes_on = tmp_path / "warned", tmp_path / "goes-on"
+    program = f"trap 'echo 1 >>{warned}' USR2; echo up >{goes_on}; while :; do sleep 0.1; done"
+    allocation.define(program, warn_s=3.0, kill_s=0.3)
+    allocation.order(0)
+    job = allocation.start()
+    wait_until(goes_on.exists, 60)
+
+    for _ in range(2):
+        job.send_signal(signal.SIGUSR2)
+    wait_until(warned.exists, 60)
+    job.send_signal(signal.SIGUSR2)
+
+    assert job.wait(60) == 0
+    assert warned.read_text() == "1\n"
+    assert len(allocation.of("draining")) == 1
+    assert allocation.states() == {"0": "preempted"}
+
+
 def test_agents_of_a_killed_leader_end_their_payloads_and_leave(make: Make, tmp_path: Path) -> None:
     allocation = make(nodes=1)
     allocation.define(f"echo $$ > {tmp_path}/payload; exec sleep 300", warn_s=0.2, kill_s=0.2)
