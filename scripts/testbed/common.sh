@@ -26,8 +26,20 @@ record() { echo "$2" >"$TESTBED/run/$1.pid"; }
 daemon() {
     local name=$1
     shift
-    setsid "$@" >"$TESTBED/log/$name.out" 2>&1 </dev/null &
+    (
+        close_inherited
+        exec setsid "$@"
+    ) >"$TESTBED/log/$name.out" 2>&1 </dev/null &
     record "$name" $!
+}
+
+# What the caller has open is not for a daemon: `flock LOCK slurm-up` would stay locked for good.
+close_inherited() {
+    local number
+    for number in /proc/self/fd/*; do
+        number=${number##*/}
+        [ "$number" -le 2 ] || eval "exec $number>&-"
+    done
 }
 
 # A recorded process that still runs; a zombie whose parent does not collect it has ended.

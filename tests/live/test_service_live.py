@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import wait_to_see, wait_until
 
 TOP = Path(__file__).parents[2]
 BOX = TOP / "scripts" / "testbed" / "systemd-in-a-box"
@@ -162,10 +162,10 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 
 def settled(box: Box, restarts: int) -> None:
-    try:
-        wait_until(lambda: box.is_active(restarts), 60)
-    except AssertionError as error:
-        raise AssertionError(f"{box.shows('Result')}\n{box.log()}") from error
+    def shown() -> str:
+        return f"{box.shows('ActiveState')} {box.shows('NRestarts')} {box.shows('Result')}"
+
+    wait_until(lambda: box.is_active(restarts), 60, lambda: f"{shown()}\n{box.log()}")
 
 
 def test_unit_lives_its_whole_life_under_systemd(box: Box) -> None:
@@ -186,7 +186,7 @@ def test_unit_lives_its_whole_life_under_systemd(box: Box) -> None:
     # SIGHUP: a new site file, the same process.
     (box.top / "site.yaml").write_text(SITE.format(top=box.top, queue="debug"))
     box.systemctl("reload", UNIT)
-    wait_until(lambda: "Reloads the site file" in box.log(), 30)
+    wait_until(lambda: "Reloads the site file" in box.log(), 60, box.log)
     assert box.daemon() == second
 
     # SIGTERM: the step in hand, the lease released, exit code 0.
@@ -201,7 +201,7 @@ def test_a_site_file_that_is_wrong_is_not_tried_again(box: Box) -> None:
     (box.top / "site.yaml").write_text("name: boxed\nbatch_system: slurn\n")
     box.systemctl("stop", UNIT)
     box.systemctl("start", "--no-block", UNIT)
-    wait_until(lambda: box.shows("ActiveState") == "failed", 30)
+    wait_to_see(lambda: box.shows("ActiveState"), lambda state: state == "failed", 60)
     assert box.shows("ExecMainStatus") == "78"
     assert "batch_system" in box.log()
 

@@ -21,7 +21,7 @@ from harvester.batch.slurm import Slurm
 from harvester.errors import BatchUnavailable, SubmissionRefused
 from harvester.model import JobId, Tag
 from tests.live.conftest import SlurmCluster
-from tests.support import wait_until
+from tests.support import wait_to_see, wait_until
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
@@ -73,16 +73,15 @@ class Bench:
         return next(seen for seen in self.batch.observe().jobs if seen.job_id == job)
 
     def wait_for(self, job: JobId, *states: JobState, timeout: float = 60.0) -> ObservedJob:
-        wait_until(lambda: self.seen(job).state in states, timeout)
-        return self.seen(job)
+        """The job as it was first seen in one of these states."""
+        return wait_to_see(lambda: self.seen(job), lambda seen: seen.state in states, timeout)
 
     def end(self, job: JobId, timeout: float = 60.0) -> ObservedJob:
         """The job's end as accounting tells it."""
-
-        def final() -> list[ObservedJob]:
-            return [seen for seen in self.batch.ended([job], []) if seen.end]
-
-        return wait_until(final, timeout)[0]
+        told = wait_to_see(
+            lambda: self.batch.ended([job], []), lambda seen: any(one.end for one in seen), timeout
+        )
+        return next(one for one in told if one.end)
 
     def output(self) -> str:
         path = self.directory / "batch.out"
@@ -163,8 +162,9 @@ def test_job_that_waits_says_why(bench: Bench) -> None:
 
     second = bench.submit(replace(whole, tag=Tag("habcde-waits2")))
 
-    wait_until(lambda: bench.seen(second).reason in ("Resources", "Priority"))
-    assert bench.seen(second).state is JobState.QUEUED
+    waits = ("Resources", "Priority")
+    seen = wait_to_see(lambda: bench.seen(second), lambda seen: seen.reason in waits, 60)
+    assert seen.state is JobState.QUEUED
 
 
 def test_requeued_job_starts_again_under_its_id(bench: Bench) -> None:
@@ -175,11 +175,11 @@ def test_requeued_job_starts_again_under_its_id(bench: Bench) -> None:
     bench.wait_for(job, JobState.RUNNING)
 
     bench.cluster.control("requeue", job)
-    wait_until(lambda: bench.seen(job).reason == "BeginTime", 30)
-    assert (bench.seen(job).state, bench.seen(job).restarts) == (JobState.QUEUED, 1)
-    wait_until(lambda: _started_now(bench, job), 60)
+    waits = wait_to_see(lambda: bench.seen(job), lambda seen: seen.reason == "BeginTime", 60)
+    assert (waits.state, waits.restarts) == (JobState.QUEUED, 1)
 
-    wait_until(lambda: bench.output().endswith("1\n"), 30)
+    assert bench.wait_for(job, JobState.RUNNING, timeout=120).restarts == 1
+    wait_to_see(bench.output, lambda text: text.endswith("1\n"), 60)
 
 
 def test_job_that_may_not_requeue_ends_instead(bench: Bench) -> None:
@@ -248,11 +248,11 @@ def test_accounting_daemon_away_is_an_error_and_only_for_accounting(bench: Bench
     bench.cluster.stop("slurmdbd")
     try:
         with pytest.raises(BatchUnavailable, match=r"database|persist"):
-            wait_until(lambda: not bench.batch.ended([job], []))
+            wait_until(lambda: not bench.batch.ended([job], []), 60)
         assert bench.seen(job).job_id == job
     finally:
         bench.cluster.heal()
-    assert wait_until(lambda: bench.batch.ended([job], []), 30)[0].job_id == job
+    assert wait_until(lambda: bench.batch.ended([job], []), 60)[0].job_id == job
 
 
 def test_controller_away_is_an_error_for_every_call_and_jobs_are_there_afterwards(
@@ -300,16 +300,6 @@ def test_walltime_warns_the_script_and_then_ends_the_job(bench: Bench) -> None:
 
     assert end.end is JobEnd.TIMED_OUT
     assert bench.output().startswith("warned\n")
-
-
-def _started_now(bench: Bench, job: JobId) -> bool:
-    """Whether the requeued job runs; if not, cut short the 2 minutes that Slurm gives it.
-
-    Repeated, because the end of the first start sets them anew.
-    """
-    if bench.seen(job).state is JobState.QUEUED:
-        bench.cluster.control("update", f"jobid={job}", "starttime=now")
-    return bench.seen(job).state is JobState.RUNNING
 
 
 def _submit_named(bench: Bench, name: str) -> JobId:
