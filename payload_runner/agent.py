@@ -33,7 +33,7 @@ from payload_runner.protocol import (
     load_json,
     to_fields,
 )
-from payload_runner.stopping import drained, on_request
+from payload_runner.stopping import drained, on_request, taken_back
 from payload_runner.transport import AgentLink, AgentStart, LinkLost
 from payload_runner.watching import Wake, open_wake
 from payload_runner.workplace import Workplace
@@ -199,6 +199,8 @@ class Agent:
             "define": self._define,
             "run": self._run,
             "stop": self._stop,
+            "hosts": self._hosts,
+            "give_back": self._give_back,
             "drain": self._drain,
             "send_output": self._send_output,
             "leave": self._leave,
@@ -238,6 +240,17 @@ class Agent:
             outcome = str(fields.get("outcome"))
             state = outcome if outcome in _PAYLOAD_STATES else "cancelled"
             payload.stop(on_request(state, str(fields.get("reason") or "stopped on request")))
+
+    def _hosts(self, fields: Fields) -> None:
+        payload = self._payloads.get(str(fields.get("attempt")))
+        hosts = fields.get("hosts")
+        if payload is not None and isinstance(hosts, list):
+            payload.hosts_changed(tuple(str(host) for host in hosts))
+
+    def _give_back(self, fields: Fields) -> None:
+        payload = self._payloads.get(str(fields.get("attempt")))
+        if payload is not None:
+            payload.stop(taken_back(str(fields.get("reason"))))
 
     def _drain(self, fields: Fields) -> None:
         if fields.get("now", True):

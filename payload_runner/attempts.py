@@ -18,11 +18,17 @@ Fields = Dict[str, Any]  # of a record; Any because it is JSON
 
 @dataclass
 class Live:
-    """An attempt that was given to its nodes and has not ended."""
+    """An attempt that was given to its nodes and has not ended.
+
+    ``nodes_min``: an elastic one goes on with no fewer than these; None: all of its nodes or none.
+    """
 
     order: Order
     slots: Tuple[Slot, ...]
     since: float
+    nodes_min: Optional[int] = None
+    leaving: Set[int] = field(default_factory=set)  # nodes that are being taken back
+    ending: bool = False  # elastic: no part of it is to go on
     announced: bool = False
     verdict: Optional[Fields] = None  # the first end that was no success
     ends: Dict[int, Fields] = field(default_factory=dict)  # by node
@@ -61,6 +67,7 @@ def request_for(order: Order, spec: PayloadSpec) -> Request:
         spec.expected_s if order.expected_s is None else order.expected_s,
         spec.checkpoint is not None,
         order.priority,
+        spec.warn_s + spec.kill_s,
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from payload_runner.attempts import Fields, Health, Live, gpu_names, request_for
 from payload_runner.capacity import shape_problem
+from payload_runner.elastic import is_elastic
 from payload_runner.incarnation import History
 from payload_runner.logfile import Record
-from payload_runner.placement import Assignment, Placement
+from payload_runner.placement import Assignment, Placement, Slot
 from payload_runner.protocol import (
     AllocationEnded,
     AllocationPlan,
@@ -32,6 +33,7 @@ from payload_runner.protocol import (
     from_fields,
     to_fields,
 )
+from payload_runner.resizing import Resizing
 from payload_runner.settled import Emit, Settled
 from payload_runner.walltime import stopping_grace
 
@@ -79,6 +81,7 @@ class Conductor:
         self._told: Set[Tuple[int, str]] = set()  # (node, payload) that it knows
         self._grace_s = 0.0
         self._hosts: Dict[int, str] = {}
+        self._resizing = Resizing(self._placement, emit, send, self._hosts)
         self._shape = plan.node
         self._gone: Set[int] = set()
         self._first_joined: Optional[float] = None
@@ -203,6 +206,8 @@ class Conductor:
             self._ended_on(live, node, fields, now)
         elif node == live.nodes[0]:
             self._emit(kind, fields, urgent=kind == "checkpoint")
+            if kind == "checkpoint":
+                self._resizing.saved(live, fields)
 
     def node_lost(self, node: int, reason: str, now: float) -> None:
         """An agent, or its node, is gone."""
@@ -307,6 +312,7 @@ class Conductor:
         attempt = str(fields.get("attempt"))
         live = self._live.get(attempt)
         if live is not None:
+            self._resizing.end(live)
             for node in live.outstanding():
                 self._send(node, "stop", fields)
         elif attempt in self._orders:
@@ -388,7 +394,10 @@ class Conductor:
 
     def _ended_on(self, live: Live, node: int, fields: Fields, now: float) -> None:
         attempt = live.order.attempt
-        if live.end_on(node, fields):
+        self._count(now)
+        if self._resizing.left(live, node, fields, draining=self.drain is not None):
+            self._dirty = True
+        elif live.end_on(node, fields) or live.nodes_min is not None:
             reason = f"it ended on node {self._hosts.get(node, node)}: {fields.get('reason')}"
             for other in live.outstanding():
                 stop = {"attempt": attempt, "outcome": "cancelled", "reason": reason}
@@ -432,11 +441,24 @@ class Conductor:
             self._hand_back(attempts, reason)
         for assignment in step.start:
             self._run(assignment, now, remaining_s)
+        for loan in step.lend:
+            live = self._live[loan.attempt]
+            self._resizing.lend(live, loan.slots)
+            self._send_runs(live.order, to_fields(live.order), loan.slots, remaining_s)
+        for attempt, node in step.take_back:
+            self._resizing.take_back(self._live[attempt], node)
 
     def _run(self, assignment: Assignment, now: float, remaining_s: float) -> None:
         order, order_fields = self._orders.pop(assignment.attempt)
-        self._live[order.attempt] = Live(order, assignment.slots, now)
-        for slot in assignment.slots:
+        shape = self._specs[order.payload_id].shape
+        nodes_min = shape.nodes_min if is_elastic(shape) else None
+        self._live[order.attempt] = Live(order, assignment.slots, now, nodes_min)
+        self._send_runs(order, order_fields, assignment.slots, remaining_s)
+
+    def _send_runs(
+        self, order: Order, order_fields: Fields, slots: Iterable[Slot], remaining_s: float
+    ) -> None:
+        for slot in slots:
             if (slot.node, order.payload_id) not in self._told:
                 self._told.add((slot.node, order.payload_id))
                 self._send(slot.node, "define", to_fields(self._specs[order.payload_id]))

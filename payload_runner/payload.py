@@ -12,9 +12,9 @@ import os
 import shutil
 import signal
 from dataclasses import replace
-from typing import Any, Callable, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
-from payload_runner import environment, gpus, processes
+from payload_runner import environment, gpus, membership, processes
 from payload_runner.collecting import Collected, Leftovers, collect, needs_thread
 from payload_runner.commits import Broken
 from payload_runner.containers import DETACHING
@@ -37,7 +37,6 @@ from payload_runner.stopping import Stop, Times, over_memory, over_time, plan_st
 from payload_runner.workplace import remove_if_plain
 
 STOP_FILE = ".harvester-stop"  # client.py looks for it
-HOST_FILE = ".harvester-hosts"
 MEMORY_LOOK_S = 1.0
 _SWEEP_S = 0.02
 _WORD_BEHIND_S = 2.0
@@ -149,10 +148,13 @@ class Payload:
     def _spawn_rank(self, command: Command, rank: int) -> None:
         variables = command.environment
         if self._spec.shape.start == "processes":
-            hosts = self._workdir / HOST_FILE
+            hosts = self._workdir / membership.HOST_FILE
             hosts.write_text("".join(f"{host}\n" for host in self._slot.hosts), encoding="utf-8")
-            hostfile = f"{variables['HARVESTER_WORKDIR']}/{HOST_FILE}"
+            hostfile = f"{variables['HARVESTER_WORKDIR']}/{membership.HOST_FILE}"
             variables = {**variables, **environment.of_rank(self._slot, rank, hostfile)}
+        elif self._spec.shape.start == "elastic":
+            membership.write_files(self._workdir, self._slot)
+            variables = {**self._membership(variables["HARVESTER_WORKDIR"]), **variables}
         stdout, stderr = self._streams.open()
         try:
             cores = gpus.cores_of(self._node.resources, self._slot, rank, self._ranks)
@@ -164,6 +166,21 @@ class Payload:
             os.close(stderr)
         self._live.add(pid)
         self._node.owners[pid] = self
+
+    def _membership(self, workdir: str) -> Dict[str, str]:
+        # Nodes of the local batch system are virtual: nobody else knows their names.
+        local = self._node.plan.batch_system == "local"
+        address = "127.0.0.1" if local else self._slot.hosts[0]
+        return membership.variables(
+            self._slot, self._spec.shape, self.order.attempt, workdir, address
+        )
+
+    def hosts_changed(self, hosts: Tuple[str, ...]) -> None:
+        """Other nodes take part now; the host file says so from now on."""
+        try:
+            membership.write_hosts(self._workdir, hosts)
+        except OSError as error:
+            _log.warning("Cannot write the host file attempt=%s: %s", self.order.attempt, error)
 
     def _start_failed(self, failure: Verdict) -> None:
         if not self._live:
@@ -381,7 +398,9 @@ class Payload:
     def _remove_workdir(self) -> None:
         workdir = self._workdir
         if not remove_if_plain(workdir):
-            self._loop.worker.submit(lambda: shutil.rmtree(workdir, ignore_errors=True), _nothing)
+            # A node may be lent to the same payload again before the thread gets there.
+            aside = self._node.workplace.set_aside(self.order.attempt)
+            self._loop.worker.submit(lambda: shutil.rmtree(aside, ignore_errors=True), _nothing)
 
     def _event(self, found: Collected) -> AttemptEnded:
         verdict = verdict_of(found.verdict, self._stop)

@@ -8,6 +8,7 @@ Time is an argument (monotonic seconds), and so are nodes and requests. The rule
   by then. The time is fixed once: after it nothing else starts there, so nobody starves.
 - Nothing starts that can neither finish nor save a checkpoint before the drain point.
 - What can never run here is refused with the reason.
+- Elastic payloads start with what they need at least; the rest is lent (``elastic``).
 
 Cost: a step tries each distinct shape once, and a node again only after something there ended.
 """
@@ -15,9 +16,10 @@ Cost: a step tries each distinct shape once, and a node again only after somethi
 from __future__ import annotations
 
 import heapq
+import itertools
 import zlib
-from dataclasses import dataclass
-from typing import Dict, FrozenSet, List, Optional, Tuple
+from dataclasses import dataclass, replace
+from typing import Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from payload_runner.capacity import (
     WHOLE,
@@ -29,6 +31,7 @@ from payload_runner.capacity import (
     slots_taken,
     too_big,
 )
+from payload_runner.elastic import LOAN_WORTH_S, Recalls, Running, is_elastic, loans
 from payload_runner.protocol import NodeShape, Shape
 from payload_runner.waiting import MARGIN, USEFUL_S, Group, Request
 
@@ -78,17 +81,12 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step decided; both in the order of decision."""
+    """What one step decided, each in the order of decision."""
 
     start: Tuple[Assignment, ...] = ()
     refuse: Tuple[Tuple[str, str], ...] = ()  # attempt, reason
-
-
-@dataclass(frozen=True)
-class _Running:
-    request: Request
-    nodes: Tuple[int, ...]
-    started: float
+    lend: Tuple[Assignment, ...] = ()  # more nodes for running payloads; only their new slots
+    take_back: Tuple[Tuple[str, int], ...] = ()  # attempt, node; with notice
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,8 @@ class Placement:
         self._total_s = total_s
         self._nodes: Dict[int, Node] = {}
         self._waiting: Dict[str, Request] = {}
-        self._running: Dict[str, _Running] = {}
+        self._running: Dict[str, Running] = {}
+        self._elastic: Dict[str, Running] = {}  # those of them that can borrow nodes
         self._groups: Dict[Shape, Group] = {}
         self._needs: Dict[Tuple[Shape, NodeShape], Need] = {}
         self._deadlines: List[Tuple[float, str]] = []  # heap of (-seconds it needs, attempt)
@@ -129,9 +128,14 @@ class Placement:
     def remove_node(self, index: int) -> None:
         """A node is gone; release what ran there as well."""
         node = self._nodes.pop(index, None)
-        if node is not None:
-            self.slots -= slots_of(node.room.node)
-            self._forget(index)
+        if node is None:
+            return
+        self.slots -= slots_of(node.room.node)
+        for attempt, grant in node.running.items():
+            self.slots_busy -= slots_taken(grant, node.room.node)
+            if attempt in self._elastic:
+                self._elastic[attempt].forget(index)
+        self._forget(index)
 
     def close_node(self, index: int) -> None:
         """Start nothing more on this node."""
@@ -166,16 +170,21 @@ class Placement:
     def release(self, attempt: str) -> None:
         """A running payload ended on all its nodes."""
         running = self._running.pop(attempt)
+        self._elastic.pop(attempt, None)
         for index in running.nodes:
-            node = self._nodes.get(index)
-            if node is None:
-                continue
-            grant = node.running.pop(attempt)
-            node.room.give_back(grant)
-            self.slots_busy -= slots_taken(grant, node.room.node)
-            if node.open:
-                for group in self._groups.values():
-                    group.hope(index, node.room.free_units)
+            self._give_back(attempt, index)
+
+    def leave(self, attempt: str, index: int) -> None:
+        """An elastic payload has left one of its nodes, whether asked to or by itself."""
+        running = self._running[attempt]
+        if index not in running.leaving:
+            running.barred.add(index)
+        running.forget(index)
+        self._give_back(attempt, index)
+
+    def fix(self, attempt: str) -> None:
+        """Lend nothing more to a running payload: it is being stopped."""
+        self._running[attempt].fixed = True
 
     # --- what is asked ---
 
@@ -214,7 +223,9 @@ class Placement:
             elif blocked is None:
                 blocked = request
         self._drop_empty_groups()
-        return Step(tuple(started), tuple(refused))
+        taken = () if blocked is None else self._take_back(blocked, now, remaining_s)
+        started, lent = self._lend(started, now, remaining_s)
+        return Step(tuple(started), tuple(refused), lent, taken)
 
     def validate(self) -> None:
         """Check that nothing is given twice. For tests."""
@@ -338,7 +349,7 @@ class Placement:
         shape = request.shape
         chosen: List[int] = []
         passed: List[Tuple[int, int]] = []
-        while group.hopeful and len(chosen) < max(shape.nodes_min, shape.nodes_max):
+        while group.hopeful and len(chosen) < shape.nodes_min:
             entry = heapq.heappop(group.hopeful)
             if not self._has_room(entry[1], shape):
                 group.members.discard(entry[1])
@@ -361,10 +372,78 @@ class Placement:
         del self._waiting[request.attempt]
         if self._reservation is not None and self._reservation.attempt == request.attempt:
             self._reservation = None
-        self._running[request.attempt] = _Running(request, nodes, now)
-        hosts = tuple(self._nodes[index].host for index in nodes)
-        slots = [self._slot(request, rank, index, hosts) for rank, index in enumerate(nodes)]
-        return Assignment(request.attempt, tuple(slots))
+        running = Running(request, [], now, now, 0)
+        self._running[request.attempt] = running
+        if is_elastic(request.shape):
+            self._elastic[request.attempt] = running
+        return Assignment(request.attempt, self._join(running, nodes))
+
+    def _join(self, running: Running, nodes: Iterable[int]) -> Tuple[Slot, ...]:
+        """Give a payload these nodes as well; their slots."""
+        joining = tuple(nodes)
+        running.nodes += joining
+        hosts = tuple(self._nodes[index].host for index in running.nodes)
+        first = running.joined
+        running.joined += len(joining)
+        return tuple(
+            self._slot(running.request, number, index, hosts)
+            for number, index in enumerate(joining, first)
+        )
+
+    def _give_back(self, attempt: str, index: int) -> None:
+        node = self._nodes.get(index)
+        if node is None:
+            return
+        grant = node.running.pop(attempt)
+        node.room.give_back(grant)
+        self.slots_busy -= slots_taken(grant, node.room.node)
+        if node.open:
+            for group in self._groups.values():
+                group.hope(index, node.room.free_units)
+
+    # --- elastic payloads ---
+
+    def _lend(
+        self, started: List[Assignment], now: float, remaining_s: float
+    ) -> Tuple[List[Assignment], Tuple[Assignment, ...]]:
+        """Lend what is idle. What starts in this step starts with its loans."""
+        if not self._elastic or remaining_s < LOAN_WORTH_S:
+            return started, ()
+        reserved = frozenset() if self._reservation is None else self._reservation.nodes
+        more: Dict[str, Tuple[Slot, ...]] = {}
+        for attempt, nodes in loans(self._nodes, self._elastic, reserved, self._need, now).items():
+            running = self._running[attempt]
+            running.changed = now
+            more[attempt] = self._join(running, nodes)
+        whole = [_joined(item, more.pop(item.attempt, ())) for item in started]
+        return whole, tuple(Assignment(attempt, slots) for attempt, slots in more.items())
+
+    def _take_back(
+        self, blocked: Request, now: float, remaining_s: float
+    ) -> Tuple[Tuple[str, int], ...]:
+        """Take back what those need that could not be placed."""
+        recalls = Recalls(self._nodes, self._elastic, self._need)
+        if not recalls:
+            return ()
+        reserved = self._reserve(blocked, now, remaining_s)
+        if reserved is not None:
+            recalls.for_first(blocked.shape, reserved.nodes, reserved.at - now)
+        for request in self._followers(blocked):
+            spare_s = remaining_s - self._needs_s(request)
+            recalls.for_follower(request.shape, spare_s)
+        for attempt, index in recalls.taken:
+            self._running[attempt].leaving.add(index)
+        return tuple(recalls.taken)
+
+    def _followers(self, blocked: Request) -> List[Request]:
+        """Those that wait behind the first, in order."""
+        queues = [group.queue[:BACKFILL_DEPTH] for group in self._groups.values()]
+        waiting = [
+            self._waiting[attempt]
+            for _, _, attempt in sorted(itertools.chain(*queues))
+            if attempt in self._waiting
+        ]
+        return [request for request in waiting if request is not blocked]
 
     def _slot(self, request: Request, rank: int, index: int, hosts: Tuple[str, ...]) -> Slot:
         node, shape = self._nodes[index], request.shape
@@ -381,7 +460,7 @@ class Placement:
             first_rank=rank * shape.ranks_per_node,
             world_size=world_size,
             hosts=hosts,
-            master_port=_port(request.attempt) if world_size > 1 else 0,
+            master_port=_port(request.attempt) if world_size > 1 or shape.start == "elastic" else 0,
         )
 
     def _need(self, shape: Shape, node: NodeShape) -> Need:
@@ -406,7 +485,7 @@ class Placement:
             return self._reservation
         ready = []
         for index, node in self._nodes.items():
-            at = self._ready_at(node, request.shape, now) if node.open else None
+            at = self._ready_at(index, node, request.shape, now) if node.open else None
             if at is not None:
                 ready.append((at, index))
         soonest = heapq.nsmallest(request.shape.nodes_min, ready)
@@ -419,25 +498,38 @@ class Placement:
         self._reservation = _Reservation(request.attempt, nodes, at)
         return self._reservation
 
-    def _ready_at(self, node: Node, shape: Shape, now: float) -> Optional[float]:
+    def _ready_at(self, index: int, node: Node, shape: Shape, now: float) -> Optional[float]:
         """When the node is expected to have room; None if not even empty."""
         need = self._need(shape, node.room.node)
         if node.room.fits(need):
             return now
         room = node.room.copy()
-        ends = sorted((self._expected_end(attempt, now), attempt) for attempt in node.running)
+        ends = sorted(
+            (self._expected_end(attempt, index, now), attempt) for attempt in node.running
+        )
         for at, attempt in ends:
             room.give_back(node.running[attempt])
             if room.fits(need):
                 return at
         return None
 
-    def _expected_end(self, attempt: str, now: float) -> float:
+    def _expected_end(self, attempt: str, index: int, now: float) -> float:
         running = self._running[attempt]
+        if attempt in self._elastic and running.may_leave(index):
+            return now + running.request.notice_s
         done_by = running.request.done_by(running.started)
         if done_by is None:
             return now + max(now - running.started, UNKNOWN_REST_S)
         return max(now, done_by)
+
+
+def _joined(started: Assignment, more: Tuple[Slot, ...]) -> Assignment:
+    """An assignment with more slots, all of which know all hosts."""
+    if not more:
+        return started
+    hosts, size = more[0].hosts, more[0].world_size
+    known = [replace(slot, hosts=hosts, world_size=size) for slot in started.slots]
+    return Assignment(started.attempt, (*known, *more))
 
 
 def _port(attempt: str) -> int:

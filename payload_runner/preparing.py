@@ -28,7 +28,7 @@ from payload_runner.protocol import (
 )
 from payload_runner.workplace import read_bounded
 
-STARTS = ("single", "processes")
+STARTS = ("single", "processes", "elastic")
 IMAGE_ENVIRONMENT = "ch/environment"  # where Charliecloud keeps it, and our own importer
 _IMAGE_ENVIRONMENT_BYTES = 64 * 1024
 
@@ -82,6 +82,8 @@ def prepare(node: Node, order: Order, spec: PayloadSpec, *, keeps: bool) -> Prep
         Broken: an input file is not what it should be.
         OSError: no space, no permission.
     """
+    if spec.shape.start == "elastic":
+        node.workplace.set_aside(order.attempt)  # it may have been on this node before
     workdir = node.workplace.lay_out(order, spec)
     if spec.checkpoint is None:
         return Prepared()

@@ -84,7 +84,8 @@ class Shape:
 
     ``nodes_max > nodes_min`` makes it elastic. ``gpus_per_node`` below 1 is a share of one GPU.
     ``start``: ``single`` runs the command once on the first node; ``processes`` runs it once per
-    rank on every node with rendezvous variables; ``mpi`` hands it to the site's launcher.
+    rank on every node with rendezvous variables; ``mpi`` hands it to the site's launcher;
+    ``elastic`` runs it once on every node that the payload has for a while.
     """
 
     nodes_min: int = 1
@@ -275,6 +276,16 @@ class AttemptStarted:
 
 
 @dataclass(frozen=True)
+class AttemptResized:
+    """An elastic payload has other nodes now: lent, taken back, or lost."""
+
+    KIND: ClassVar[str] = "attempt_resized"
+    attempt: str
+    nodes: Tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Reports:
     """Intermediate metrics, newest per step, as the payload wrote them."""
 
@@ -382,6 +393,7 @@ Event = Union[
     NodeLost,
     NodeQuarantined,
     AttemptStarted,
+    AttemptResized,
     Reports,
     CheckpointSaved,
     CheckpointRefused,

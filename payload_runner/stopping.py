@@ -57,6 +57,11 @@ def on_request(outcome: str, reason: str) -> Stop:
     return Stop(Verdict(outcome, None, reason))
 
 
+def taken_back(reason: str) -> Stop:
+    """An elastic payload is to leave this node, and goes on elsewhere."""
+    return Stop(Verdict("preempted", "site", reason), warns=True)
+
+
 def over_time(limit_s: float) -> Stop:
     """The attempt ran longer than its task allows."""
     reason = f"ran longer than its limit of {limit_s:g} s"

@@ -7,6 +7,8 @@ Messages are a kind and JSON fields. Leader to agent::
     stop         {"attempt", "outcome": "pruned" | "cancelled", "reason"}
     drain        {"reason", "remaining_s", "now", "outcome": "timed_out" | "preempted"}: end what
                  runs, all of it committed within remaining_s; may come again with less time
+    hosts        {"attempt", "hosts"}: an elastic payload has these nodes now
+    give_back    {"attempt", "reason"}: an elastic payload is to leave this node, with notice
     send_output  {"attempt"}: relay its kept stdout and stderr
     leave        {}: nothing runs any more; exit
 

@@ -22,6 +22,7 @@ class Request:
     expected_s: Optional[float] = None  # None: nobody knows
     checkpointable: bool = False
     priority: int = 0
+    notice_s: float = 0.0  # from being told to leave a node until it has left it
 
     def done_by(self, now: float) -> Optional[float]:
         """When it is expected to end if it starts now, with margin."""

@@ -5,6 +5,7 @@ The spool is read once per input file and node. Only the agent of the node write
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -41,6 +42,7 @@ class Workplace:
         self._small: Dict[str, bytes] = {}
         self._small_bytes = 0
         self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
 
     def open(self) -> None:
         """Make the private directory. Raises OSError, also when it is there already."""
@@ -55,6 +57,16 @@ class Workplace:
 
     def directory(self, attempt: str) -> Path:
         return self.root / attempt
+
+    def set_aside(self, attempt: str) -> Path:
+        """Make room for another working directory of an attempt; where the old one lies now.
+
+        Without an old one nothing is done. Raises OSError.
+        """
+        aside = self.root / f".{attempt}.left.{next(self._numbers)}"
+        with contextlib.suppress(FileNotFoundError):
+            self.directory(attempt).rename(aside)
+        return aside
 
     def staging(self, attempt: str, purpose: str) -> Path:
         return self.root / f".{attempt}.{purpose}"

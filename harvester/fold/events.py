@@ -91,6 +91,13 @@ def _attempt_started(store: Store, tag: Tag, at: float, event: protocol.AttemptS
     _move(store, tag, AttemptId(event.attempt), AttemptState.RUNNING, at, "started", columns)
 
 
+def _attempt_resized(store: Store, tag: Tag, at: float, event: protocol.AttemptResized) -> None:
+    del at
+    attempt = AttemptId(event.attempt)
+    if _is_known(store, tag, attempt):
+        store.attempts.change(attempt, {"node": ",".join(event.nodes) or None})
+
+
 def _reports(store: Store, tag: Tag, at: float, event: protocol.Reports) -> None:
     attempt = AttemptId(event.attempt)
     del at
@@ -252,6 +259,7 @@ _APPLY: dict[type, Callable[[Store, Tag, float, Any], None]] = {
     protocol.NodeLost: _node_word,
     protocol.NodeQuarantined: _node_word,
     protocol.AttemptStarted: _attempt_started,
+    protocol.AttemptResized: _attempt_resized,
     protocol.Reports: _reports,
     protocol.CheckpointSaved: _checkpoint,
     protocol.CheckpointRefused: _refused_checkpoint,

@@ -274,6 +274,9 @@ class SimulatedRunner:
             order = self._waiting.pop(assignment.attempt)
             nodes = tuple(slot.node for slot in assignment.slots)
             self._spawn(order, self._specs[order.payload_id], nodes)
+        for attempt, index in step.take_back:
+            # Loans make nothing faster here, and leave at once.
+            self._placement.leave(attempt, index)
 
     def _spawn(self, order: Order, spec: PayloadSpec, nodes: tuple[int, ...]) -> None:
         done = self._progress_in(order.checkpoint)

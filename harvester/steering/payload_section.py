@@ -6,10 +6,12 @@ The section is this project's own; every key is optional::
                 "expected_minutes": 30, "max_minutes": 120, "start": "single",
                 "environment": {"NAME": "value"}, "warn_signal": "SIGUSR2", "warn_seconds": 30,
                 "kill_seconds": 10,
+                "elastic": {"min_nodes": 1, "max_nodes": 4},
                 "priority": 0, "early_stopping": "median", "node_hours": 500}
 
-``cores`` and ``memory`` are per node. ``node_hours`` bounds what all attempts of the task may take
-at a site: beyond it none is started.
+``cores`` and ``memory`` are per node. ``elastic`` takes the place of ``nodes`` and ``start``: the
+command runs once on every node that the evaluation has for a while. ``node_hours`` bounds what all
+attempts of the task may take at a site: beyond it none is started.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ _KEYS = (
     "early_stopping",
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_ELASTIC_KEYS = ("min_nodes", "max_nodes")
+_NODES_MOST = 1_000_000
 _YEAR_MINUTES = 366 * 24 * 60
 
 
@@ -153,12 +157,6 @@ class _Fields:
 
 
 def _refuse_missing_features(problems: Problems, section: Mapping[str, Any]) -> None:
-    if section.get("elastic") is not None:
-        problems.add(
-            "payload.elastic",
-            section["elastic"],
-            "is not implemented yet; give a fixed number of nodes",
-        )
     if section.get("start") == "mpi":
         problems.add(
             "payload.start",
@@ -169,7 +167,9 @@ def _refuse_missing_features(problems: Problems, section: Mapping[str, Any]) -> 
 
 
 def _shape(problems: Problems, fields: _Fields) -> Shape:
-    nodes = fields.whole("nodes", 1, 1, 1_000_000)
+    if fields.given("elastic") is not None:
+        return _elastic_shape(problems, fields)
+    nodes = fields.whole("nodes", 1, 1, _NODES_MOST)
     ranks = fields.whole("ranks_per_node", 1, 1, 100_000)
     start = fields.one_of("start", STARTS, "processes" if ranks > 1 else "single")
     if start == "single" and ranks > 1:
@@ -185,6 +185,43 @@ def _shape(problems: Problems, fields: _Fields) -> Shape:
         memory_mb_per_node=_memory_mb(problems, fields),
         start=start,
     )
+
+
+def _elastic_shape(problems: Problems, fields: _Fields) -> Shape:
+    for name in ("nodes", "start"):
+        if fields.given(name) is not None:
+            problems.add(f"payload.{name}", fields.given(name), "and elastic: give one of them")
+    least, most = _elastic_nodes(problems, fields.given("elastic"))
+    return Shape(
+        nodes_min=least,
+        nodes_max=most,
+        gpus_per_node=_gpus(fields),
+        ranks_per_node=fields.whole("ranks_per_node", 1, 1, 100_000),
+        cores_per_node=_cores(problems, fields),
+        memory_mb_per_node=_memory_mb(problems, fields),
+        start="elastic",
+    )
+
+
+def _elastic_nodes(problems: Problems, given: Any) -> tuple[int, int]:
+    if not isinstance(given, Mapping):
+        expected = 'expected {"min_nodes": 1, "max_nodes": 4}'
+        problems.add("payload.elastic", given, expected)
+        return 1, 1
+    problems.unknown_keys("payload.elastic", map(str, given), _ELASTIC_KEYS)
+    counts = []
+    for name in _ELASTIC_KEYS:
+        value = given.get(name)
+        if value is None or not is_number(value) or not 1 <= value <= _NODES_MOST or value % 1:
+            expected = f"expected a whole number from 1 to {_NODES_MOST}"
+            problems.add(f"payload.elastic.{name}", value, expected)
+            return 1, 1
+        counts.append(int(value))
+    least, most = counts
+    if least > most:
+        problems.add("payload.elastic.min_nodes", least, f"is above max_nodes ({most})")
+        return 1, 1
+    return least, most
 
 
 def _gpus(fields: _Fields) -> float:

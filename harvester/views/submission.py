@@ -46,6 +46,8 @@ def _payload(definition: TaskDefinition) -> Iterator[str]:
     yield f"  command     {clean(definition.command)}"
     yield f"  container   {clean(definition.container.image) if definition.container else 'none'}"
     nodes = "1 node" if shape.nodes_min == 1 else f"{shape.nodes_min} nodes"
+    if shape.nodes_max > shape.nodes_min:
+        nodes = f"{shape.nodes_min} to {shape.nodes_max} nodes"
     yield f"  shape       {nodes}, {shape.gpus_per_node:g} GPU each, {shape.ranks_per_node} rank(s)"
     if payload.expected_s is not None:
         yield f"  expected    {format_duration(payload.expected_s)} per evaluation"

@@ -15,120 +15,12 @@ from typing import Any
 
 import pytest
 
-from harvester.spool.runner_archive import build_runner_archive
-from payload_runner.files import RealFiles
-from payload_runner.logfile import LogReader, LogWriter, Record
+from payload_runner.logfile import LogWriter
 from payload_runner.protocol import (
-    AllocationPlan,
-    NodeShape,
-    PayloadSpec,
     Shape,
-    SpoolPaths,
-    dump_json,
-    to_fields,
 )
+from tests.hand_allocation import FILES, OK, PLAN, TAG, Allocation
 from tests.support import wait_until
-
-TAG = "haaaaa-bbbbbb"
-FILES = RealFiles()
-OK = """printf '{"loss": 0.5}' > output.json"""
-PLAN = AllocationPlan(
-    tag=TAG,
-    spool_id="aaaaa",
-    nodes=2,
-    node=NodeShape(gpus=2, cores=2),
-    walltime_s=300.0,
-    batch_system="local",
-    filesystem="local",
-    drain_margin_s=2.0,
-    idle_exit_s=60.0,
-    heartbeat_s=5.0,
-)
-
-
-class Allocation:
-    """A spool made by hand, its order log, and the jobs that run in it."""
-
-    def __init__(self, root: Path, plan: AllocationPlan = PLAN) -> None:
-        self.spool = SpoolPaths(root)
-        self.paths = self.spool.allocation(TAG)
-        FILES.make_dir(self.paths.root)
-        FILES.make_dir(self.spool.leases)
-        FILES.make_dir(self.spool.work)
-        self.pyz = root / "runner.pyz"
-        self.pyz.write_bytes(build_runner_archive())
-        FILES.replace(self.paths.plan, dump_json(plan))
-        self.log = LogWriter(FILES, self.paths.orders(1), time.time, time.monotonic)
-        self.tell("open", version=1, epoch=1, spool_id="aaaaa", by="test")
-        self.jobs: list[subprocess.Popen[bytes]] = []
-        self.python: tuple[str, ...] = (sys.executable,)
-
-    def tell(self, kind: str, **fields: Any) -> None:
-        self.log.append(kind, fields)
-        self.log.commit()
-
-    def define(self, command: str, **more: Any) -> None:
-        self.tell("define", **to_fields(PayloadSpec("p1", command, **more)))
-
-    def order(self, *numbers: int, **more: Any) -> None:
-        for number in numbers:
-            fields = {"task": "1", "point": str(number), "payload_id": "p1", **more}
-            self.log.append("order", {"attempt": f"1.{number}.1.1", "parameters": {}, **fields})
-        self.log.commit()
-
-    def start(self, job: str = "1", restart: str = "0", **environ: str) -> subprocess.Popen[bytes]:
-        local = {
-            "HARVESTER_LOCAL_JOB_ID": job,
-            "HARVESTER_LOCAL_RESTART": restart,
-            "HARVESTER_LOCAL_NODES": "vnode1,vnode2",
-        }
-        process = subprocess.Popen(
-            [*self.python, str(self.pyz), "lead", str(self.spool.root), TAG],
-            env={**os.environ, **local, **environ},
-            start_new_session=True,
-        )
-        self.jobs.append(process)
-        return process
-
-    def events(self, job: str = "1", restart: int = 0) -> list[Record]:
-        mine = self.paths.incarnation(job, restart)
-        found: list[Record] = []
-        if mine.root.exists():
-            for path in mine.event_logs(FILES.listdir(mine.root)):
-                found += LogReader(FILES, path, time.monotonic).poll().records
-        return found
-
-    def of(self, kind: str, **where: Any) -> list[dict[str, Any]]:
-        return [record.fields for record in self.events(**where) if record.kind == kind]
-
-    def states(self, **where: Any) -> dict[str, str]:
-        ended = self.of("attempt_ended", **where)
-        return {fields["attempt"].split(".")[1]: fields["state"] for fields in ended}
-
-    def pid_of(self, node: int) -> int:
-        wanted = f"--node\0{node}\0"
-        for path in Path("/proc").iterdir():
-            if path.name.isdigit() and wanted in _cmdline(path) and str(self.pyz) in _cmdline(path):
-                return int(path.name)
-        return 0
-
-    def kill_all(self) -> None:
-        for process in self.jobs:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        for node in range(PLAN.nodes):
-            while pid := self.pid_of(node):
-                os.kill(pid, signal.SIGKILL)
-                time.sleep(0.01)
-        self.log.close()
-
-
-def _cmdline(path: Path) -> str:
-    try:
-        return (path / "cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def _number(path: Path) -> int:
@@ -143,10 +35,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Allocation] = []
 
     def build(**changes: Any) -> Allocation:
-        # Each in a spool of its own.
-        root = tmp_path / f"spool{len(made)}"
-        root.mkdir()
-        made.append(Allocation(root, replace(PLAN, **changes)))
+        made.append(Allocation(tmp_path, replace(PLAN, **changes)))
         return made[-1]
 
     yield build
@@ -210,17 +99,12 @@ def test_an_agent_killed_costs_only_what_ran_on_its_node(make: Make) -> None:
 def test_before_the_walltime_ends_payloads_are_cut_off_and_the_rest_handed_back(
     make: Make,
 ) -> None:
-    # A busy machine may need most of a short walltime to start anything: then a longer one tells.
-    for walltime_s in (6.0, 24.0, 96.0):
-        allocation = make(walltime_s=walltime_s, drain_margin_s=walltime_s / 3)
-        allocation.define("sleep 600", expected_s=1.0, warn_s=0.5, kill_s=0.5)
-        allocation.order(*range(6))
-        began = time.monotonic()
-        assert allocation.start().wait(2 * walltime_s + 60) == 0
-        in_time = time.monotonic() - began < walltime_s
-        if in_time and len(allocation.of("attempt_started")) == 4:
-            break
-    assert in_time
+    allocation = make(walltime_s=6.0)
+    allocation.define("sleep 60", expected_s=1.0, warn_s=0.5, kill_s=0.5)
+    allocation.order(*range(6))
+    began = time.monotonic()
+    assert allocation.start().wait(30) == 0
+    assert time.monotonic() - began < 6.5
     assert sorted(allocation.states().values()) == ["timed_out"] * 4
     assert {f["blame"] for f in allocation.of("attempt_ended")} == {"walltime"}
     handed_back = [a for fields in allocation.of("handed_back") for a in fields["attempts"]]
@@ -228,13 +112,13 @@ def test_before_the_walltime_ends_payloads_are_cut_off_and_the_rest_handed_back(
     assert allocation.of("allocation_ended")[0]["reason"] == "the walltime ends"
 
 
-def test_a_second_job_of_a_tag_leaves_and_runs_nothing(make: Make) -> None:
+def test_a_second_job_of_a_tag_leaves_within_ten_seconds_and_runs_nothing(make: Make) -> None:
     allocation = make()
     allocation.define("sleep 60")
     allocation.order(0)
     allocation.start("1")
     wait_until(lambda: allocation.of("attempt_started"))
-    assert allocation.start("2").wait(60) == 0
+    assert allocation.start("2").wait(10) == 0
     assert not allocation.paths.incarnation("2", 0).root.exists()
     assert allocation.events("1")
 
@@ -246,7 +130,7 @@ def test_a_signal_of_the_batch_system_preempts_what_runs(make: Make) -> None:
     job = allocation.start()
     wait_until(lambda: allocation.of("attempt_started"))
     job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == 0
+    assert job.wait(20) == 0
     assert allocation.states() == {"0": "preempted"}
 
 
@@ -326,7 +210,7 @@ def test_a_launcher_that_fails_ends_the_allocation_and_hands_everything_back(
     allocation = make(launcher=launcher)
     allocation.define(OK)
     allocation.order(0)
-    assert allocation.start().wait(60) == 1
+    assert allocation.start().wait(20) == 1
     assert says in allocation.of("node_lost")[0]["reason"]
     assert [fields["attempts"] for fields in allocation.of("handed_back")] == [["1.0.1.1"]]
     assert allocation.of("allocation_ended")[0]["reason"] == "every node is lost"
@@ -352,18 +236,14 @@ def test_orders_of_a_newer_epoch_are_obeyed_and_the_older_fenced(make: Make) -> 
     assert sorted(again) == ["1.0.1.1", "1.0.1.1", "1.1.1.1"]
 
 
-def test_a_stop_file_drains_and_lets_what_runs_finish(make: Make, tmp_path: Path) -> None:
+def test_a_stop_file_drains_and_lets_what_runs_finish(make: Make) -> None:
     allocation = make()
-    go_on = tmp_path / "go_on"
-    command = f"until [ -e {go_on} ]; do sleep 0.1; done; {OK}"
-    allocation.define(command, shape=Shape(gpus_per_node=2))
+    allocation.define(f"sleep 2; {OK}", shape=Shape(gpus_per_node=2))
     allocation.order(0, 1, 2)
     job = allocation.start()
     wait_until(lambda: len(allocation.of("attempt_started")) == 2)
     allocation.spool.stop.touch()
-    wait_until(lambda: allocation.of("handed_back"))
-    go_on.touch()
-    assert job.wait(60) == 0
+    assert job.wait(20) == 0
     assert allocation.states() == {"0": "succeeded", "1": "succeeded"}
     assert [fields["attempts"] for fields in allocation.of("handed_back")] == [["1.2.1.1"]]
 
@@ -375,10 +255,10 @@ def test_a_requeued_job_runs_what_is_left_and_nothing_twice(make: Make) -> None:
     first = allocation.start()
     wait_until(lambda: allocation.states() == {"0": "succeeded"})
     first.send_signal(signal.SIGTERM)
-    first.wait(60)
+    first.wait(20)
     allocation.order(1)
     allocation.tell("close")
-    assert allocation.start(restart="1").wait(60) == 0
+    assert allocation.start(restart="1").wait(40) == 0
     assert allocation.states(restart=1) == {"0": "succeeded", "1": "succeeded"}
     started = [fields["attempt"] for fields in allocation.of("attempt_started", restart=1)]
     assert started == ["1.1.1.1"]
@@ -390,15 +270,12 @@ def test_an_order_becomes_a_running_payload_within_a_quarter_second(make: Make) 
     allocation.start()
     wait_until(lambda: allocation.of("allocation_started"))
     delays: list[float] = []
-
-    def runs_at_once() -> bool:
-        allocation.order(len(delays))
+    for number in range(5):
+        allocation.order(number)
         began = time.monotonic()
         wait_until(lambda: len(allocation.states()) == len(delays) + 1)
         delays.append(time.monotonic() - began)
-        return delays[-1] < 0.25
-
-    wait_until(runs_at_once)  # on a busy machine the fifth or tenth
+    assert min(delays) < 0.25
 
 
 def test_an_idle_allocation_uses_next_to_no_cpu(make: Make) -> None:
@@ -410,12 +287,9 @@ def test_an_idle_allocation_uses_next_to_no_cpu(make: Make) -> None:
         fields = Path(f"/proc/{job.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return int(fields[11]) + int(fields[12])
 
-    def rests() -> bool:
-        before, began = ticks(), time.monotonic()
-        wait_until(lambda: time.monotonic() - began > 3.0)
-        return ticks() - before <= 6  # hundredths of a second, in three seconds
-
-    wait_until(rests)  # not while it still starts
+    before, began = ticks(), time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 3.0)
+    assert ticks() - before <= 6  # hundredths of a second, in three seconds
 
 
 @pytest.mark.parametrize(
@@ -439,7 +313,7 @@ def test_a_plan_that_cannot_be_read_is_refused_in_one_sentence(
         env={**os.environ, "SLURM_JOB_ID": "5"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=20,
         check=False,
     )
     assert 64 <= run.returncode <= 78

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.test_leader_decisions import ids, working
+from tests.leader_desk import ids, working
 
 
 def test_what_runs_on_through_a_quiet_drain_is_ended_before_the_walltime() -> None:

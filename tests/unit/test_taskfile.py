@@ -243,7 +243,27 @@ def test_more_than_ten_megabytes_do_not_travel(tmp_path: Path) -> None:
         ({"payload": {"nodes": 0}}, "payload.nodes", "a whole number from 1"),
         ({"payload": {"memory": "8 gigs"}}, "payload.memory", "a size with its unit"),
         ({"payload": {"memory": "8GB", "memory_mb": 1}}, "payload.memory_mb", "give one of them"),
-        ({"payload": {"elastic": {"min": 1, "max": 4}}}, "payload.elastic", "not implemented yet"),
+        ({"payload": {"elastic": 4}}, "payload.elastic", "expected {"),
+        (
+            {"payload": {"elastic": {"min_nodes": 1, "max_nodes": 4, "max": 4}}},
+            "payload.elastic.max",
+            "known are max_nodes, min_nodes",
+        ),
+        (
+            {"payload": {"elastic": {"min_nodes": 4, "max_nodes": 2}}},
+            "payload.elastic.min_nodes",
+            "is above max_nodes (2)",
+        ),
+        (
+            {"payload": {"elastic": {"min_nodes": 0, "max_nodes": 2}}},
+            "payload.elastic.min_nodes",
+            "expected a whole number",
+        ),
+        (
+            {"payload": {"elastic": {"min_nodes": 1, "max_nodes": 2}, "start": "single"}},
+            "payload.start",
+            "and elastic",
+        ),
         ({"payload": {"nodes": 2, "start": "mpi"}}, "payload.start", "not implemented yet"),
         ({"payload": {"start": "single", "ranks_per_node": 2}}, "payload.ranks_per_node", "use"),
         ({"payload": {"environment": {"A-B": "x"}}}, "payload.environment.A-B", "is not a name"),
