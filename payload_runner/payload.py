@@ -154,7 +154,8 @@ class Payload:
             variables = {**variables, **environment.of_rank(self._slot, rank, hostfile)}
         elif self._spec.shape.start == "elastic":
             membership.write_files(self._workdir, self._slot)
-            variables = {**self._membership(variables["HARVESTER_WORKDIR"]), **variables}
+            mine = self._membership(variables["HARVESTER_WORKDIR"])
+            variables = {**variables, **mine, **self._spec.environment}
         stdout, stderr = self._streams.open()
         try:
             cores = gpus.cores_of(self._node.resources, self._slot, rank, self._ranks)

@@ -228,8 +228,14 @@ def _reason(kinds: Sequence[Demand], nodes: int) -> str:
 
 def too_empty(fitting: Sequence[Demand], offer: Offer) -> bool:
     """Whether even the smallest allocation of the offer would stand almost empty."""
-    at_once = sum(kind.count * kind.share for kind in fitting)
+    # Elastic attempts use what would stand empty.
+    at_once = sum(kind.count * kind.share * _stretch(kind.shape) for kind in fitting)
     return at_once < _USE_MIN * offer.nodes_min
+
+
+def _stretch(shape: Shape) -> float:
+    """How many times its smallest size an attempt can have."""
+    return shape.nodes_max / shape.nodes_min
 
 
 def _time_for(kinds: Sequence[Demand], nodes: int, rounds_min: int) -> float:

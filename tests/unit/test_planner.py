@@ -294,3 +294,14 @@ def test_a_blocked_attempt_says_why(change: dict[str, object], sentence: str) ->
 def test_a_guessed_duration_blocks_nothing() -> None:
     short = site((1, 8, 900.0))
     assert plan(facts(site=short, waiting=attempts(4, expected_s=None))).submit
+
+
+def test_an_elastic_attempt_is_planned_by_its_least_and_fills_what_would_stand_empty() -> None:
+    wide = Shape(nodes_min=1, nodes_max=64, gpus_per_node=4, start="elastic")
+    (chosen,) = plan(facts(waiting=attempts(1, shape=wide))).submit
+    assert chosen.nodes == 1
+    large_only = site((64, 128, 7200.0))
+    (chosen,) = plan(facts(site=large_only, waiting=attempts(1, shape=wide))).submit
+    assert chosen.nodes == 64
+    least = replace(wide, nodes_max=1)
+    assert plan(facts(site=large_only, waiting=attempts(1, shape=least))).submit == ()
