@@ -128,8 +128,10 @@ def _collect(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise subprocess.TimeoutExpired(command, 0.0)
+            # Asked before the look: one that ends after it may have left its last words unread.
+            has_ended = process.poll() is not None
             ready = selector.select(min(left, _EXIT_CHECK_S))
-            if not ready and process.poll() is not None:
+            if not ready and has_ended:
                 break  # a background process of its own still holds the pipe
             for key, _ in ready:
                 _read(key.data, chunks[key.data], command, selector)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,6 +141,23 @@ def test_background_process_that_keeps_the_pipes_open_delays_nobody() -> None:
     sleeper = psutil.Process(int(done.stdout))
     assert sleeper.is_running()
     sleeper.kill()
+
+
+def test_last_words_of_a_command_that_ends_just_when_it_is_looked_at_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    class SpeaksWhenLookedAt(subprocess.Popen[bytes]):
+        def poll(self) -> int | None:
+            if self.returncode is None:
+                fifo.write_text("go\n")
+                self.wait()
+            return super().poll()
+
+    monkeypatch.setattr(subprocess, "Popen", SpeaksWhenLookedAt)
+    assert run(f"read go <{fifo}; echo 4711").stdout == "4711\n"
 
 
 def test_runaway_output_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
