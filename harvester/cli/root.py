@@ -24,6 +24,7 @@ COMMANDS = {
     "start": Lazy("harvester.cli.stop:start", "Take back `stop`."),
     "recover": Lazy("harvester.cli.recover:recover", "Rebuild a site's index from its logs."),
     "site": Lazy("harvester.cli.site:site", "List, show, check and render site files."),
+    "image": Lazy("harvester.cli.image:image", "Bring container images to a site."),
     "service": Lazy("harvester.cli.service:service", "Keep a site's daemon running."),
     "central": Lazy("harvester.cli.central:central", "Run the embedded central service."),
     "completion": Lazy("harvester.cli.completion:completion", "Print a shell completion script."),

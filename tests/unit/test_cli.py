@@ -492,3 +492,20 @@ def test_token_goes_to_a_new_private_file_only(cli: Cli, tmp_path: Path) -> None
     again = cli(*words)
     assert again.code == 64
     assert Path("t").read_text().strip() == token
+
+
+def test_image_for_a_site_without_containers_is_refused(cli: Cli) -> None:
+    found = cli("image", "pull", "docker://x", "--site", "local")
+    assert found.code == 78
+    assert "site local: containers.runtime: expected the container runtime" in found.err
+
+
+@pytest.mark.parametrize("name", ["-x", "/etc", "docker://", "a b"])
+def test_image_name_that_cannot_be_meant_is_refused(cli: Cli, tmp_path: Path, name: str) -> None:
+    site = tmp_path / "boxed.yaml"
+    site.write_text(
+        f"extends: local\nname: boxed\ncontainers: {{runtime: bwrap, image_dir: {tmp_path}/i}}\n"
+    )
+    found = cli("image", "pull", "--site", str(site), "--", name)
+    assert (found.code, "expected an image such as" in found.err) == (64, True)
+    assert cli("image", "list", "--site", str(site)).out == "No images.\n"

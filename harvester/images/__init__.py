@@ -1,0 +1,1 @@
+"""Bringing container images to a site: pull, import, list, for every runtime that it can name."""
