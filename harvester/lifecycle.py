@@ -21,7 +21,8 @@ _OUTCOMES = frozenset(
 
 ATTEMPT_STEPS: Mapping[At, frozenset[At]] = {
     # Leased attempts may be withdrawn; an order may also come back unstarted (to LEASED).
-    At.LEASED: frozenset({At.ORDERED, At.CANCELLED, At.PRUNED, At.LOST}),
+    # FAILED: it cannot be ordered at all.
+    At.LEASED: frozenset({At.ORDERED, At.FAILED, At.CANCELLED, At.PRUNED, At.LOST}),
     # The started event may have been lost while the outcome arrived.
     At.ORDERED: _OUTCOMES | {At.LEASED, At.RUNNING, At.LOST},
     At.RUNNING: _OUTCOMES | {At.LOST},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,14 @@ class NativeCentral:
         """Prolong leases."""
         gone: list[LeaseId] = []
         stop: dict[LeaseId, str] = {}
+        expires_s: float | None = None
         for start in range(0, len(leases), LEASES_AT_ONCE):
             some = list(leases[start : start + LEASES_AT_ONCE])
             answer = self._post("/leases/renew", {"harvester": self._harvester, "leases": some})
             gone += [LeaseId(str(item)) for item in _list(answer, "gone")]
             stop |= _stops(answer)
-        return LeaseStanding(gone=tuple(gone), stop=stop)
+            expires_s = _positive(answer.get("expires_s"))
+        return LeaseStanding(gone=tuple(gone), stop=stop, expires_s=expires_s)
 
     def deliver(self, results: Sequence[Result]) -> tuple[Receipt, ...]:
         """Tell outcomes; one that the service cannot read does not hold up the others."""
@@ -185,6 +188,11 @@ def _list(answer: Mapping[str, Any], name: str) -> list[Any]:
     if not isinstance(value, list):
         raise CentralUnavailable(f"the service answers with {name} that is no list")
     return value
+
+
+def _positive(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < math.inf else None
 
 
 def _stops(answer: Mapping[str, Any]) -> dict[LeaseId, str]:

@@ -42,6 +42,7 @@ class LeaseStanding:
         LeaseId, ...
     ] = ()  # expired and given to others, or settled: results are still taken
     stop: Mapping[LeaseId, str] = field(default_factory=dict)  # lease -> "cancelled" | "pruned"
+    expires_s: float | None = None  # what the others have from now on; None: it does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

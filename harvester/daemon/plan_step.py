@@ -119,7 +119,7 @@ class MakePlan:
         except RecordTooLarge as error:
             fields = {
                 "attempt": attempt.attempt,
-                "state": AttemptState.CANCELLED.value,
+                "state": AttemptState.FAILED.value,
                 "blame": "point",
                 "reason": f"its parameters do not fit an order: {error}",
             }

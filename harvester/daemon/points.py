@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from harvester.central.port import LeaseReply, LeaseRequest, LeaseStanding
 from harvester.daemon.budgets import Backoff
 from harvester.daemon.desk import Desk
 from harvester.effects import Finished
 from harvester.errors import CredentialsRefused, HarvesterError
-from harvester.model import LeasedPoint, LeaseId
+from harvester.model import LeasedPoint, LeaseId, PayloadSpec
 from harvester.store.leases import Ask
 from payload_runner.logfile import RecordTooLarge
 from payload_runner.protocol import to_fields
@@ -35,7 +36,9 @@ class LeasePoints:
         self._empty = Backoff(desk.rng, base_s=base, ceiling_s=ceiling)
         self._failed = Backoff(desk.rng, base_s=1.0, ceiling_s=300.0)
         self._asking: Ask | None = None
+        # How long the lease lives that ends first, from the last renewal or its grant.
         self._expiry_s = desk.store.leases.shortest_expiry_s()
+        self._taken_expiry_s = math.inf  # the like of those granted since the last renewal began
         self._renewing = False
         self._renewed_at = float("-inf")
         self._deliveries_told = 0
@@ -99,6 +102,7 @@ class LeasePoints:
         desk = self._desk
         leases = desk.store.leases.to_renew()
         self._expiry_s = desk.store.leases.shortest_expiry_s()
+        self._taken_expiry_s = math.inf
         self._renewed_at = desk.clock.monotonic()
         if not leases:
             return False
@@ -142,20 +146,15 @@ class LeasePoints:
 
     def _take_points(self, ask: Ask, reply: LeaseReply) -> None:
         desk = self._desk
-        for payload in reply.payloads:
-            desk.journal.record("payload", to_fields(payload))
-        desk.inputs_wanted = desk.inputs_wanted or bool(reply.payloads)
-        defined = {spec.payload_id for spec in reply.payloads}
+        defined = {spec.payload_id for spec in reply.payloads if self._define(spec)}
+        desk.inputs_wanted = desk.inputs_wanted or bool(defined)
         defined.update(desk.store.leases.known_payloads())
         taken = sum(self._take_point(point, defined) for point in reply.points)
         # Nothing for this key although there is something: what it once got has come to its end.
         is_spent = not reply.points and reply.more
         if reply.points or is_spent:
             desk.journal.record("lease_answered", {"key": ask.key})
-        known_expiries = [] if self._expiry_s is None else [self._expiry_s]
-        self._expiry_s = min(
-            [*known_expiries, *(point.expires_s for point in reply.points)], default=None
-        )
+        self._take_expiries(point.expires_s for point in reply.points)
         known = (self.unleased, self.nothing_more)
         self.unleased = reply.waiting
         has_more = bool(reply.points or reply.more or reply.waiting)
@@ -170,10 +169,22 @@ class LeasePoints:
         news = bool(reply.points) or known != (self.unleased, self.nothing_more)
         desk.plan_wanted = desk.plan_wanted or news
 
+    def _define(self, payload: PayloadSpec) -> bool:
+        try:
+            self._desk.journal.record("payload", to_fields(payload))
+        except RecordTooLarge as error:
+            what = f"payload {payload.payload_id} is too large to be ordered: {error}"
+            cure = "submit the search again with fewer or shorter file names and a shorter command"
+            self._desk.problems.report("payload", what, cure)
+            return False
+        return True
+
     def _take_point(self, point: LeasedPoint, defined: set[str]) -> bool:
         if point.payload_id not in defined:
-            what = f"lease {point.lease} names payload {point.payload_id}, which was never defined"
-            self._desk.problems.report("payload", what, "report this fault of the service")
+            what = (
+                f"lease {point.lease} names payload {point.payload_id}, which is not defined here"
+            )
+            self._desk.problems.report("payload.undefined", what, "see the service's log")
             return False
         fields = {name: getattr(point, name) for name in LeasedPoint.__dataclass_fields__}
         before = self._desk.store.attempts.saved_before(point.task, point.point)
@@ -181,13 +192,23 @@ class LeasePoints:
             fields.update(resumed_from=before[0], checkpoint=to_fields(before[1]))
         try:
             self._desk.journal.record("leased", fields)
-        except RecordTooLarge:
-            what = f"the parameters of point {point.point} of task {point.task} are over 60 KiB"
-            self._desk.problems.report(f"point.{point.lease}", what, "make its parameters smaller")
-            return False
+        except RecordTooLarge as error:
+            # Its own failure, told as such: unheard of, the point would be leased again for ever.
+            reason = f"the point's parameters are too large to be ordered: {error}"
+            log.warning("Refuse a point. lease=%s reason=%s", point.lease, error)
+            self._desk.journal.record("leased", {**fields, "parameters": None, "refused": reason})
         return True
 
+    def _take_expiries(self, expiries_s: Iterable[float]) -> None:
+        """Leases were granted; one that was granted before has only what is left of its time."""
+        self._taken_expiry_s = min([self._taken_expiry_s, *expiries_s])
+        if self._taken_expiry_s < (math.inf if self._expiry_s is None else self._expiry_s):
+            self._expiry_s = self._taken_expiry_s
+
     def _take_standing(self, standing: LeaseStanding) -> None:
+        if standing.expires_s is not None:
+            # However short their time was when they were granted, they have all of it now.
+            self._expiry_s = min(standing.expires_s, self._taken_expiry_s)
         journal = self._desk.journal
         if standing.gone:
             first = ",".join(standing.gone[:LEASES_SHOWN])

@@ -60,6 +60,10 @@ def _leased(store: Store, at: float, fields: Fields) -> None:
             "its point was leased",
             **_start_of(fields),
         )
+        if "refused" in fields:
+            refused = {"state": "failed", "blame": "point", "reason": fields["refused"]}
+            attempt = ids.attempt_id(point.lease, 1)
+            _attempt_closed(store, at, {"attempt": attempt, **refused})
 
 
 def _lease_answered(store: Store, at: float, fields: Fields) -> None:

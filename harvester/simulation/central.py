@@ -187,7 +187,7 @@ class SimulatedCentral:
             point=point.point,
             parameters=point.parameters,
             payload_id=self._payload.payload_id,
-            expires_s=self._lease_s,
+            expires_s=point.expires_at - self._clock.monotonic(),
         )
 
     def _expire(self) -> None:
@@ -207,7 +207,7 @@ class SimulatedCentral:
             point.expires_at = self._clock.monotonic() + self._lease_s
             if point.point in self.stop:
                 stop[lease] = self.stop[point.point]
-        return LeaseStanding(gone=tuple(gone), stop=stop)
+        return LeaseStanding(gone=tuple(gone), stop=stop, expires_s=self._lease_s)
 
     def _report(self, reports: Sequence[Report]) -> Mapping[LeaseId, str]:
         self.books.reports.extend(reports)

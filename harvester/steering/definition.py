@@ -14,9 +14,10 @@ from typing import Any
 from harvester.steering.evaluation_script import check_script
 from harvester.steering.options import OPTIONS, read_options
 from harvester.steering.payload_section import PayloadSection, read_payload
-from harvester.steering.problems import Problems, is_clean_json
+from harvester.steering.problems import PART_MAX_BYTES, Problems, is_clean_json, json_bytes
 from harvester.steering.samplers.registry import SamplerChoice, read_sampler
 from harvester.steering.segments import Segment, read_segments, read_spaces
+from harvester.steering.shell_syntax import syntax_fault
 from harvester.steering.space import SearchSpace
 from harvester.steering.travelling import is_inside, read_files
 from payload_runner.protocol import METRICS_LINES_NAME, CheckpointRule, Container, InputFile
@@ -122,6 +123,8 @@ def _from_document(document: Any, labels: Labels) -> TaskDefinition:
     _check_keys(problems, config)
     definition = _read(problems, labels, document, config)
     problems.check()
+    _check_size(problems, definition)
+    problems.check()
     return definition
 
 
@@ -178,6 +181,30 @@ def _name(problems: Problems, name: Any) -> str:
     return name
 
 
+def _check_size(problems: Problems, definition: TaskDefinition) -> None:
+    """Refuse what would not fit one record of the file protocol, naming the largest part."""
+    # Late: payload specs are made of definitions.
+    from harvester.steering.payloadspec import payload_specs
+
+    largest = max(payload_specs(definition).values(), key=json_bytes)
+    size = json_bytes(largest)
+    if size <= PART_MAX_BYTES:
+        return
+    parts = {
+        "evaluationExec": largest.command,
+        "files": largest.files,
+        "segments": largest.training_files,
+        "payload.environment": largest.environment,
+    }
+    key = max(parts, key=lambda name: json_bytes(parts[name]))
+    problems.tell(
+        key,
+        f"makes the description of one evaluation (command, files' names and hashes, training "
+        f"files, environment) {size} bytes long; expected at most {PART_MAX_BYTES}: pack many "
+        "small files into one, or move what is long into a file",
+    )
+
+
 def _check_seed(problems: Problems, seed: Any) -> None:
     if seed is None:
         return
@@ -228,6 +255,10 @@ def _check_command(
     options: Mapping[str, Any],
     segments: tuple[Segment, ...],
 ) -> None:
+    fault = syntax_fault(command)
+    if fault is not None:
+        problems.add("evaluationExec", command, f"is no command that a shell can parse: {fault}")
+        return
     check_script(problems, command, files, in_container=bool(options["evaluationContainer"]))
     if "%SEGMENT_NAME" in command and not segments:
         problems.add("evaluationExec", command, "%SEGMENT_NAME needs a segmentSpecFile")

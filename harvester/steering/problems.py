@@ -9,7 +9,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from harvester.errors import InputError, Problem
+from payload_runner.protocol import to_fields
 
+# Of a point's parameters, or of what describes one evaluation: a record of the file protocol holds
+# 64 KiB, with some words about them.
+PART_MAX_BYTES = 60 * 1024
 _SHOWN_CHARACTERS = 80
 
 
@@ -73,6 +77,11 @@ def shown(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):
         text = repr(type(value))
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def json_bytes(value: Any) -> int:
+    """The length of a value, or of a record, as the file protocol writes it."""
+    return len(json.dumps(to_fields(value), separators=(",", ":")))
 
 
 def is_number(value: Any) -> bool:

@@ -15,11 +15,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harvester.steering.dimensions import LEVELS_MAX, Dimension, Fixed, same_value
-from harvester.steering.problems import Problems, is_clean_json, nearest
+from harvester.steering.dimensions import (
+    LEVELS_MAX,
+    Categorical,
+    Dimension,
+    Fixed,
+    same_value,
+)
+from harvester.steering.problems import (
+    PART_MAX_BYTES,
+    Problems,
+    is_clean_json,
+    json_bytes,
+    nearest,
+)
 from harvester.steering.space_methods import is_marked_for_grid, read_dimension
 
 PARAMETERS_MAX = 1_000
+NAME_MAX = 200  # characters of a parameter's name
+_NUMBER_BYTES = 25  # the longest double, and a comma
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +199,7 @@ def parse_space(value: Any, file: str = "search space") -> SearchSpace:
     sound = tuple(parameter for parameter in parameters if parameter is not None)
     _check_condition_values(problems, sound)
     ordered = _parents_first(problems, sound)
+    _check_size(problems, sound)
     problems.check()
     return SearchSpace(sound, ordered, copy.deepcopy(dict(value)))
 
@@ -192,8 +207,9 @@ def parse_space(value: Any, file: str = "search space") -> SearchSpace:
 def _read_parameter(
     problems: Problems, name: Any, definition: Any, space: Mapping[str, Any]
 ) -> Parameter | None:
-    if not isinstance(name, str) or not name.strip():
-        problems.add("", name, "expected a name for every hyperparameter")
+    if not isinstance(name, str) or not _is_name(name):
+        expected = f"expected a name of 1 to {NAME_MAX} printable characters"
+        problems.add("", name, f"{expected} for every hyperparameter")
         return None
     if not isinstance(definition, Mapping):
         problems.add(name, definition, 'expected {"method": ..., "dimension": {...}}')
@@ -258,6 +274,33 @@ def _parents_first(problems: Problems, parameters: tuple[Parameter, ...]) -> tup
         done.update(item.name for item in ready)
         waiting = [item for item in waiting if item.name not in done]
     return tuple(ordered)
+
+
+def _is_name(name: str) -> bool:
+    return bool(name.strip()) and name.isprintable() and len(name) <= NAME_MAX
+
+
+def _check_size(problems: Problems, parameters: Sequence[Parameter]) -> None:
+    """Refuse points that would not fit a record of the file protocol."""
+    sizes = {item.name: json_bytes(item.name) + _most_bytes(item) for item in parameters}
+    total = sum(sizes.values())
+    if total > PART_MAX_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        problems.tell(
+            largest,
+            f"makes a point's parameters up to {total} bytes long; expected at most "
+            f"{PART_MAX_BYTES}: put long values into a file and search over their names",
+        )
+
+
+def _most_bytes(parameter: Parameter) -> int:
+    match parameter.dimension:
+        case Fixed(value=value):
+            return json_bytes(value)
+        case Categorical(choices=choices):
+            return max(map(json_bytes, choices))
+        case other:
+            return _NUMBER_BYTES * max(1, other.width)
 
 
 def _holds(

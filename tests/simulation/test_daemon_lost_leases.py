@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from harvester.simulation.central import CentralFaults
 from harvester.simulation.world import parameters_of
 from tests.simulation.daemon_world import DAY_S, small_world, status_of
 
@@ -43,3 +44,21 @@ def test_thousands_of_leases_may_be_gone_at_once(tmp_path: Path) -> None:
     world.run(daemon, is_told, limit_s=DAY_S)
 
     daemon.close()
+
+
+def test_leases_that_are_heard_of_late_are_renewed_as_seldom_as_others(tmp_path: Path) -> None:
+    """The first answer is lost; the same request is answered again when little time is left."""
+    world = small_world(tmp_path, lease_s=3600.0)
+    daemon = world.daemon()
+    world.central.faults.loses_answers = True
+    world.run(daemon, lambda: world.central.books.calls["lease"] > 0, limit_s=DAY_S)
+    world.central.faults.down = True
+    world.agenda.advance(3200.0)  # it tries again within 300 s
+    world.central.faults = CentralFaults()
+    began = world.agenda.clock.monotonic()
+
+    world.run(daemon, world.is_over, limit_s=DAY_S)
+
+    took_s = world.agenda.clock.monotonic() - began
+    assert took_s > 1200.0
+    assert world.central.books.calls["renew"] <= 3 + took_s / 1200.0

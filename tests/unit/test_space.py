@@ -353,6 +353,27 @@ def test_a_bad_definition_is_named_by_key_value_and_expectation(
     assert words in found[key]
 
 
+@pytest.mark.parametrize("name", ["", "  ", "a\0b", "a\nb", "\ud800", "x" * 201])
+def test_a_parameters_name_is_short_and_printable(name: str) -> None:
+    found = problems_of({name: {"method": "fixed", "dimension": {"value": 1}}})
+    assert "expected a name of 1 to 200 printable characters" in found[""]
+    assert found[""].isprintable()
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"method": "fixed", "dimension": {"value": "x" * 62_000}},
+        {"method": "categorical", "dimension": {"categories": ["a", "\u00e9" * 10_300]}},
+        {"type": "Array", "params": {"shape": [1000]}, "bounds": [0, 1]},
+    ],
+)
+def test_points_that_fit_no_record_of_the_file_protocol_are_refused(definition: Any) -> None:
+    more = {f"p{n}": {"type": "Array", "params": {"shape": [999]}} for n in range(2)}
+    found = problems_of({"large": definition, **(more if "type" in definition else {})})
+    assert "bytes long; expected at most 61440" in found["large"]
+
+
 def test_a_condition_on_a_value_the_parent_never_has_is_refused() -> None:
     found = problems_of(
         {

@@ -360,6 +360,62 @@ def test_the_users_script_is_found_where_it_is_evident(command: str, script: str
     assert local_script(command) == script
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ('python train.py --name "a b', 'line 1, column 24: the quote " is never closed'),
+        ("echo a\necho 'b", "line 2, column 6: the quote ' is never closed"),
+        ("echo `date", "line 1, column 6: the quote ` is never closed"),
+        ("echo $(date", "line 1: unexpected EOF while looking for matching `)'"),
+        ("if true; then bash run.sh", "line 1: syntax error: unexpected end of file"),
+        ("bash run.sh )", "line 1: syntax error near unexpected token `)'"),
+        ("bash run.sh |", "line 1: syntax error: unexpected end of file"),
+    ],
+)
+def test_a_command_that_no_shell_can_parse_is_refused_with_the_place(
+    tmp_path: Path, command: str, words: str
+) -> None:
+    found = problems_of(write_search(tmp_path, evaluationExec=command))
+    assert set(found) == {"evaluationExec"}
+    assert f"config.json: evaluationExec: got {json.dumps(command)}" in found["evaluationExec"]
+    assert words in found["evaluationExec"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        'bash run.sh "it\'s" \'say "hi"\' \\" ${HOME:-x}',
+        'cat <<END\nan open " quote\nEND',
+        "[[ -e run.sh ]] && x=(1 2) && diff <(true) <(true)",
+        "bash run.sh \"$(printf '%s\"' x)\" # isn't",
+    ],
+)
+def test_a_command_of_any_shells_grammar_is_taken(tmp_path: Path, command: str) -> None:
+    assert load_task(write_search(tmp_path, evaluationExec=command)).command == command
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"config": {"evaluationExec": "true " + "x" * 70_000}}, "evaluationExec"),
+        (
+            {"files": [{"name": f"{n}.py", "sha256": f"{n:064}", "size": 1} for n in range(700)]},
+            "files",
+        ),
+        ({"segments": [{"name": "a", "files": [f"{n:09}" for n in range(9_000)]}]}, "segments"),
+    ],
+)
+def test_what_fits_no_record_of_the_file_protocol_is_refused_by_its_largest_part(
+    change: dict[str, Any], key: str
+) -> None:
+    document = {"name": "n", "config": {"evaluationExec": "true"}, "search_space": SPACE}
+    with pytest.raises(InputError) as caught:
+        TaskDefinition.from_document({**document, "files": [], **change})
+    (problem,) = caught.value.problems
+    assert problem.key == key
+    assert "expected at most 61440" in problem.expected
+
+
 def test_a_bare_name_in_a_container_may_be_a_program_of_the_image() -> None:
     assert local_script("train.py", in_container=True) is None
     assert local_script("python train.py", in_container=True) == "train.py"
