@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from harvester.mpi_launchers import PLACEHOLDERS
 from harvester.quantities import format_duration, parse_duration_s, parse_instant, parse_nodes
 
 Key = tuple[str | int, ...]
@@ -26,6 +27,18 @@ _LAUNCHED_BY = {
     "flux": "flux run",
     "gridengine": "qrsh -inherit",
 }
+MPI_LAUNCHERS = (
+    "aprun",
+    "flux",
+    "ibrun",
+    "jsrun",
+    "mpiexec",
+    "mpiexec.hydra",
+    "mpirun",
+    "prterun",
+    "srun",
+)
+_PLACEHOLDER = re.compile(r"\{\w+\}")
 LAUNCHERS = ("flux", "jsrun", "mpiexec", "mpirun", "qrsh", "srun")
 
 
@@ -158,6 +171,22 @@ def _launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield key, f"expected a launcher such as {usual}: a queue allows more than one node"
 
 
+def _mpi_launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
+    given = _part(values, "runner").get("mpi_launcher") or []
+    words = given.split() if isinstance(given, str) else given
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
+        return
+    key = ("runner", "mpi_launcher")
+    line = " ".join(words)
+    for name in _PLACEHOLDER.findall(line):
+        if name not in PLACEHOLDERS:
+            yield key, f"unknown placeholder {name}; expected {', '.join(PLACEHOLDERS)}"
+    if PurePosixPath(words[0]).name not in MPI_LAUNCHERS:
+        yield key, f"unknown launcher {words[0]!r}; expected one of {', '.join(MPI_LAUNCHERS)}"
+    elif "{ranks}" not in line and "{erf}" not in line:
+        yield key, "expected {ranks}, how many the payload has (or {erf}, jsrun's resource file)"
+
+
 def _requeue(values: Mapping[str, Any]) -> Iterator[Finding]:
     if values.get("requeue") is True and values.get("batch_system") == "flux":
         yield ("requeue",), "expected false: Flux starts no job a second time"
@@ -231,6 +260,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _account,
     _spool,
     _launcher,
+    _mpi_launcher,
     _requeue,
     _queue_names,
     _bins_leave_time,

@@ -250,6 +250,7 @@ class RunnerKeys(_Part):
 
     python: Annotated[str, Field(min_length=1)] = "python3"
     launcher: Words = []
+    mpi_launcher: Words = []
     transport: Literal["auto", "tcp", "files"] = "auto"
     node_local_dir: Annotated[str, Field(min_length=1)] | None = None
     keep_workdirs: bool = False

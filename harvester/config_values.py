@@ -13,6 +13,7 @@ from harvester.config_schema import QueueKeys, SiteKeys
 from harvester.config_sources import Sources
 from harvester.config_yaml import Key, Layer
 from harvester.errors import ConfigurationError, Problem
+from harvester.mpi_launchers import usual_mpi_launcher
 from harvester.site import (
     Budgets,
     CentralChoice,
@@ -214,6 +215,8 @@ def _runner(keys: SiteKeys) -> RunnerChoice:
     return RunnerChoice(
         python=runner.python,
         launcher=tuple(runner.launcher),
+        mpi_launcher=tuple(runner.mpi_launcher)
+        or usual_mpi_launcher(keys.batch_system, runner.launcher),
         transport=runner.transport,
         node_local_dir=runner.node_local_dir,
         keep_workdirs=runner.keep_workdirs,

@@ -25,6 +25,7 @@ def plan_of(
         walltime_s=walltime_s,
         batch_system=site.batch_system,
         launcher=runner.launcher,
+        mpi_launcher=runner.mpi_launcher,
         transport=runner.transport,
         filesystem=site.filesystem,
         node_local_dir=runner.node_local_dir,

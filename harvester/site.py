@@ -94,6 +94,7 @@ class RunnerChoice:
 
     python: str = "python3"
     launcher: tuple[str, ...] = ()
+    mpi_launcher: tuple[str, ...] = ()  # of MPI payloads; (): none can run here
     transport: str = "auto"
     node_local_dir: str | None = None
     keep_workdirs: bool = False  # for looking around; somebody else has to clear them

@@ -30,6 +30,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         from payload_runner.agent import main as run_agent
 
         return run_agent(words[1:])
+    if words[:1] == ["rank"]:
+        # It becomes a payload: nothing but what that takes.
+        from payload_runner.rank import main as run_rank
+
+        return run_rank(words[1:])
     given = _parser().parse_args(words)
     if given.command == "probe":
         return _probe(given)
@@ -72,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--walltime", help="time left: HH:MM:SS or 90m (default: as for --nodes)")
     join.add_argument("--job-id", help="the batch job (default: as its environment says)")
     commands.add_parser("agent", help="one node of an allocation; started by the leader")
+    commands.add_parser("rank", help="one rank of an MPI payload; started by the site's launcher")
     probe = commands.add_parser("probe", help="print what this node looks like, as JSON")
     probe.add_argument(
         "directory", type=Path, nargs="?", help="of `harvester site probe`: answer it"

@@ -117,6 +117,7 @@ class Agent:
             agent_nonce=self._nonce,
             outer=dict(environ),
             emit=self._emit,
+            tell=self._tell,
             wake=self._get_wake,
             wall=wall,
         )
@@ -203,6 +204,7 @@ class Agent:
             "give_back": self._give_back,
             "drain": self._drain,
             "send_output": self._send_output,
+            "launch_ended": self._launch_ended,
             "leave": self._leave,
         }
         act = known.get(kind)
@@ -268,6 +270,13 @@ class Agent:
             if event.attempt == attempt:
                 self._emit(event)
 
+    def _launch_ended(self, fields: Fields) -> None:
+        payload = self._payloads.get(str(fields.get("attempt")))
+        if payload is not None:
+            code = fields.get("code")
+            said = str(fields.get("said") or "")
+            payload.launch_ended(code if isinstance(code, int) else None, said)
+
     def _leave(self, fields: Fields) -> None:
         self._leaving = True
         self._drain_all("preempted", "the leader leaves", LAST_S)
@@ -301,6 +310,10 @@ class Agent:
 
     def _emit(self, event: Event) -> None:
         self._link.send(event.KIND, to_fields(event))
+        self._unsent = True
+
+    def _tell(self, kind: str, fields: Dict[str, str]) -> None:
+        self._link.send(kind, dict(fields))
         self._unsent = True
 
     def _get_wake(self) -> Wake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Set, Tuple
 
@@ -13,7 +14,27 @@ from payload_runner.waiting import Request
 QUICK_FAILURES = 3
 QUICK_S = 10.0
 
+# Whose fault explains the others' when several nodes fail.
+_EXPLAINS = {"node": 0, "site": 1}
+
 Fields = Dict[str, Any]  # of a record; Any because it is JSON
+
+
+class Launch(enum.Enum):
+    """The launcher call of an MPI payload."""
+
+    NOT_YET = "not yet"
+    RUNNING = "running"
+    OVER = "over"
+
+
+@dataclass(frozen=True)
+class LaunchEnd:
+    """How that call ended. ``code`` None: it could not be started. ``said``: its last words."""
+
+    attempt: str
+    code: Optional[int]
+    said: str = ""
 
 
 @dataclass
@@ -32,6 +53,8 @@ class Live:
     announced: bool = False
     verdict: Optional[Fields] = None  # the first end that was no success
     ends: Dict[int, Fields] = field(default_factory=dict)  # by node
+    ready: Set[int] = field(default_factory=set)  # nodes that wait for the ranks of a launcher
+    launch: Launch = Launch.NOT_YET
 
     @property
     def nodes(self) -> Tuple[int, ...]:
@@ -51,12 +74,28 @@ class Live:
         return False
 
     def outcome(self) -> Fields:
-        """The one end made of all: the first bad one, else that of the first node."""
+        """The one end made of all: the first bad one, else that of the first node.
+
+        What a node or the site is to blame for explains whatever else failed: ranks die of broken
+        connections before the loss of a node is noticed. Output is that of the first node that
+        has any.
+        """
         first = self.ends[self.nodes[0]]
-        if self.verdict is None or self.verdict is first:
+        if self.verdict is None:
             return first
-        progress = bool(first.get("progress") or self.verdict.get("progress"))
-        return {**self.verdict, "progress": True} if progress else self.verdict
+        told = self.verdict
+        if told.get("state") == "failed":
+            failed = [end for end in self.ends.values() if end.get("state") == "failed"]
+            told = min([told, *failed], key=lambda end: _EXPLAINS.get(str(end.get("blame")), 9))
+        added: Fields = {}
+        if first.get("progress") or told.get("progress"):
+            added["progress"] = True
+        if not told.get("stderr"):
+            words = (self.ends[node].get("stderr") for node in self.nodes)
+            found = next((text for text in words if text), None)
+            if found is not None:
+                added["stderr"] = found
+        return {**told, **added} if added else told
 
 
 def request_for(order: Order, spec: PayloadSpec) -> Request:

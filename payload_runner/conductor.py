@@ -7,9 +7,17 @@ No I/O and no clock: events go out through ``emit``, messages to agents through 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Protocol, Sequence, Set, Tuple
 
-from payload_runner.attempts import Fields, Health, Live, gpu_names, request_for
+from payload_runner.attempts import (
+    Fields,
+    Health,
+    Launch,
+    LaunchEnd,
+    Live,
+    gpu_names,
+    request_for,
+)
 from payload_runner.capacity import shape_problem
 from payload_runner.elastic import is_elastic
 from payload_runner.incarnation import History
@@ -45,6 +53,16 @@ HEARTBEAT_MIN_S = {"local": 0.2, "shared": 2.0}
 STRAGGLERS_S = 5.0  # attempts that outlast a drain by this much (or half the margin) are given up
 
 
+class Launcher(Protocol):
+    """Starts the ranks of MPI payloads; how a call ended comes as ``Conductor.launch_ended``."""
+
+    def start(self, attempt: str, slots: Sequence[Slot]) -> None:
+        """Call the site's launcher for these slots (rank order). Never fails here."""
+
+    def abort(self, attempt: str) -> None:
+        """End that call, if there is one. Calling twice is safe."""
+
+
 @dataclass(frozen=True)
 class Drain:
     """Nothing starts any more. ``deadline``: what runs is being ended, all of it by then."""
@@ -63,6 +81,7 @@ class Conductor:
         history: History,
         emit: Emit,
         send: Callable[[int, str, Fields], None],
+        launcher: Launcher,
         *,
         now: float,
         end: float,
@@ -74,6 +93,7 @@ class Conductor:
         self.orders_read = 0  # its last record
         self._emit = emit
         self._send = send
+        self._launcher = launcher
         self._end = end
         self._began = now
         self._placement = Placement(end - now - plan.drain_margin_s)
@@ -204,10 +224,24 @@ class Conductor:
             self._started(live, fields)
         elif kind == AttemptEnded.KIND:
             self._ended_on(live, node, fields, now)
+        elif kind == "ready":
+            self._ready(live, node)
+        elif kind == "abort":
+            self._launcher.abort(attempt)
         elif node == live.nodes[0]:
             self._emit(kind, fields, urgent=kind == "checkpoint")
             if kind == "checkpoint":
                 self._resizing.saved(live, fields)
+
+    def launch_ended(self, end: LaunchEnd) -> None:
+        """The launcher call of an MPI payload is over; its agents judge what it left behind."""
+        live = self._live.get(end.attempt)
+        if live is None:
+            return
+        live.launch = Launch.OVER
+        fields: Fields = {"attempt": end.attempt, "code": end.code, "said": end.said}
+        for node in live.outstanding():
+            self._send(node, "launch_ended", fields)
 
     def node_lost(self, node: int, reason: str, now: float) -> None:
         """An agent, or its node, is gone."""
@@ -313,14 +347,25 @@ class Conductor:
         live = self._live.get(attempt)
         if live is not None:
             self._resizing.end(live)
-            for node in live.outstanding():
-                self._send(node, "stop", fields)
+            self._stop_on_nodes(live, fields)
         elif attempt in self._orders:
             self._placement.withdraw(attempt)
             del self._orders[attempt]
             state = "pruned" if fields.get("outcome") == "pruned" else "cancelled"
             end = AttemptEnded(attempt, state, reason=str(fields.get("reason", "")))
             self._settled.end(attempt, to_fields(end))
+
+    def _stop_on_nodes(self, live: Live, fields: Fields) -> None:
+        for node in live.outstanding():
+            self._send(node, "stop", fields)
+        self._never_launch(live)
+
+    def _never_launch(self, live: Live) -> None:
+        """Let nodes that wait for ranks go, as there will be none."""
+        if live.launch is Launch.NOT_YET:
+            live.launch = Launch.OVER
+            for node in live.ready - live.ends.keys():
+                self._send(node, "launch_ended", {"attempt": live.order.attempt})
 
     def _drain_ordered(self, fields: Fields, now: float) -> None:
         within_s = self._stopping_s(now) if fields.get("now") else None
@@ -392,6 +437,15 @@ class Conductor:
         shown = {"nodes": list(hosts), "gpus": gpus or list(gpu_names(live.slots))}
         self._emit(AttemptStarted.KIND, {**fields, **shown})
 
+    def _ready(self, live: Live, node: int) -> None:
+        """Its agent waits for the ranks of an MPI payload; once all do, they are launched."""
+        live.ready.add(node)
+        if live.launch is Launch.OVER:
+            self._send(node, "launch_ended", {"attempt": live.order.attempt})
+        elif live.launch is Launch.NOT_YET and len(live.ready) == len(live.nodes):
+            live.launch = Launch.RUNNING
+            self._launcher.start(live.order.attempt, live.slots)
+
     def _ended_on(self, live: Live, node: int, fields: Fields, now: float) -> None:
         attempt = live.order.attempt
         self._count(now)
@@ -399,9 +453,10 @@ class Conductor:
             self._dirty = True
         elif live.end_on(node, fields) or live.nodes_min is not None:
             reason = f"it ended on node {self._hosts.get(node, node)}: {fields.get('reason')}"
-            for other in live.outstanding():
-                stop = {"attempt": attempt, "outcome": "cancelled", "reason": reason}
-                self._send(other, "stop", stop)
+            stop = {"attempt": attempt, "outcome": "cancelled", "reason": reason}
+            self._stop_on_nodes(live, stop)
+            if live.launch is Launch.RUNNING and node in self._gone:
+                self._launcher.abort(attempt)  # it may wait for the lost one for ever
         if node not in self._gone:
             condemned = self._health.ended(node, live.order.point, fields)
             if condemned is not None:
@@ -469,6 +524,8 @@ class Conductor:
         fields = {"reason": reason, "remaining_s": within_s, "now": True, "outcome": outcome}
         for node in self._hosts.keys() - self._gone:
             self._send(node, "drain", fields)
+        for live in self._live.values():
+            self._never_launch(live)
 
     def _give_up_stragglers(self, now: float) -> None:
         drain = self.drain
@@ -485,6 +542,7 @@ class Conductor:
         end = AttemptEnded(attempt, state, blame, reason, duration_s=now - live.since)
         for node in live.outstanding():
             live.end_on(node, to_fields(end))
+        self._launcher.abort(attempt)
         self._finish_attempt(live, now)
 
     def _next_word(self) -> float:

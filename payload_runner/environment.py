@@ -18,6 +18,19 @@ _OUTER_RANK = re.compile(
     r"(PMI|PMIX|OMPI|PRTE|PALS|MPI_LOCAL|HYDRA|HYDI|MV2_COMM|JSM|FLUX_TASK)_?"
     r"|SLURM_(STEP|STEPID|PROCID|LOCALID|NODEID|NTASKS|NPROCS|GTIDS|SRUN|LAUNCH|TASK|CPU_BIND|UMASK)"
 )
+# What launchers say to the processes of one call: MPI's way to its process manager and network.
+_OF_LAUNCHER = re.compile(
+    r"(PMI|PMIX|OMPI|PRTE|PALS|MPI_LOCAL|HYDRA|HYDI|MV2_COMM|JSM)_?|SLURM_|SLINGSHOT_|FLUX_"
+)
+# What a call that the leader itself is part of would pass on to another one. Tunables
+# (OMPI_MCA_*, PMIX_MCA_*) stay, as sites set them for all.
+_OUTER_CALL = re.compile(
+    r"PMI_|PALS_|MPI_LOCAL|HYDI_|HYDRA_CONTROL|MV2_COMM|JSM_|FLUX_TASK|PMIX_(?!MCA_)"
+    r"|OMPI_(COMM_WORLD|UNIVERSE|APP|FILE|NUM|FIRST|MCA_(ess|orte|prte|pmix|initial)_)"
+    r"|PRTE_(?!MCA_|ALLOW_)|SRUN_"
+    r"|SLURM_(STEP|STEPID|PROCID|LOCALID|NODEID|NTASKS|NPROCS|GTIDS|SRUN|LAUNCH|TASK|CPU_BIND"
+    r"|CPUS_PER_TASK|GPUS_PER_TASK|TRES_PER_TASK|MEM_PER|DISTRIBUTION|UMASK|EXACT|OVERLAP)"
+)
 _OURS = "HARVESTER_"
 _GPU_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -92,8 +105,22 @@ def of_attempt(
     return added
 
 
+def for_launcher(outer: Mapping[str, str]) -> Dict[str, str]:
+    """The environment of a launcher call: ours without the traces of one that we are part of."""
+    return {name: value for name, value in outer.items() if not _OUTER_CALL.match(name)}
+
+
+def of_launcher(environ: Mapping[str, str]) -> Dict[str, str]:
+    """What a launcher told one of its processes, and MPI in it has to know."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if _OF_LAUNCHER.match(name) and not _SECRET.search(name)
+    }
+
+
 def of_rank(slot: Slot, local_rank: int, hostfile: str) -> Dict[str, str]:
-    """The rendezvous variables of one process of a ``start: processes`` payload."""
+    """The rendezvous variables of one process of a payload of several."""
     return {
         "MASTER_ADDR": slot.hosts[0] if slot.hosts else "127.0.0.1",
         "MASTER_PORT": str(slot.master_port),

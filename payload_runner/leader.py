@@ -32,6 +32,7 @@ from payload_runner.incarnation import (
 )
 from payload_runner.inotify import Inotify, open_inotify
 from payload_runner.journal import Journal
+from payload_runner.launches import Launches
 from payload_runner.launching import Agents, start_agents
 from payload_runner.logfile import PROTOCOL_VERSION, Record
 from payload_runner.loop import Loop
@@ -130,8 +131,15 @@ class Leader:
         self._port, self._addresses = joining.listen(
             plan, mine, read_secret(mine), loopback=not plan.launcher
         )
+        self._launches = Launches(plan, setup.command, setup.environ, mine.root)
         self._conductor = Conductor(
-            plan, history, self._journal.emit, self._port.send, now=time.monotonic(), end=end
+            plan,
+            history,
+            self._journal.emit,
+            self._port.send,
+            self._launches,
+            now=time.monotonic(),
+            end=end,
         )
         self._orders = OrderReader(files, SpoolPaths(setup.spool), paths, time.monotonic)
         self._inotify = _watch(paths.root) if self._local else None
@@ -161,6 +169,8 @@ class Leader:
             self._look_for_stop(now)
             self._take_signals(now)
             self._hear_agents(now)
+            for ended in self._launches.ended():
+                self._conductor.launch_ended(ended)
             self._conductor.turn(now)
             self._port.flush()
             reason = self._conductor.leaving(now)
@@ -173,6 +183,7 @@ class Leader:
         """End what is still there. The journal is closed last: it has the last word."""
         if self._agents is not None:
             self._agents.end(0.0)  # after a fault only; else they have left
+        self._launches.close()
         self._port.close()
         self._journal.close()
         if self._inotify is not None:
@@ -202,9 +213,8 @@ class Leader:
 
     def _wait_s(self, now: float) -> float:
         waits = [self._conductor.wait_s(now), self._orders_at - now, self._stop_at - now]
-        waits += [
-            wait for wait in (self._port.wait_s(), self._journal.due_in()) if wait is not None
-        ]
+        others = (self._port.wait_s(), self._journal.due_in(), self._launches.wait_s())
+        waits += [wait for wait in others if wait is not None]
         return max(0.0, min(waits))
 
     def _start_agents(self, start: AgentStart) -> None:

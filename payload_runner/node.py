@@ -29,7 +29,10 @@ class Owner(Protocol):
 
 @dataclass
 class Node:
-    """The node's resources, places and loop. ``emit`` sends an event to the leader."""
+    """The node's resources, places and loop.
+
+    ``emit`` sends an event to the leader, ``tell`` any other word.
+    """
 
     loop: Loop
     plan: AllocationPlan
@@ -41,6 +44,7 @@ class Node:
     agent_nonce: str
     outer: Mapping[str, str]  # the agent's own environment
     emit: Callable[[Event], None]
+    tell: Callable[[str, Dict[str, str]], None]
     wake: Callable[[], Wake]
     wall: Callable[[], float]
     owners: Dict[int, Owner] = field(default_factory=dict)  # by process id

@@ -33,6 +33,7 @@ from payload_runner.protocol import (
     PayloadSpec,
 )
 from payload_runner.relaying import Reporter, Saver
+from payload_runner.seats import Play, Seat, Seats, address_of
 from payload_runner.stopping import Stop, Times, over_memory, over_time, plan_stop, verdict_of
 from payload_runner.workplace import remove_if_plain
 
@@ -41,6 +42,7 @@ MEMORY_LOOK_S = 1.0
 _SWEEP_S = 0.02
 _WORD_BEHIND_S = 2.0
 _SWEEPS = 250  # five seconds; what does not die then is stuck in the kernel
+_LAUNCHER_ENDS_S = 30.0  # after its ranks were killed
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +81,9 @@ class Payload:
         self._stop: Optional[Stop] = None
         self._times: Optional[Times] = None
         self._awaits_word = False  # who ended it may still be said
+        self._seats: Optional[Seats] = None  # while ranks may be launched or run
+        self._prepared_as = Prepared()
+        self._said = ""  # by the launcher of its ranks
         self._done = False
 
     # --- preparing ---
@@ -118,10 +123,17 @@ class Payload:
 
     def _start(self, prepared: Prepared) -> None:
         self._saver = Saver(self._node, self.order.attempt, prepared.keeper)
+        self._prepared_as = prepared
         failure = self._spawn()
         if failure is not None:
             self._start_failed(failure)
-            return
+        elif self._seats is None:
+            self._announce()
+        else:
+            self._node.tell("ready", {"attempt": self.order.attempt})
+
+    def _announce(self) -> None:
+        prepared = self._prepared_as
         self._began = self._loop.now()
         resumed_from = self.order.checkpoint_of if prepared.resumed else None
         host = self._node.host
@@ -137,6 +149,9 @@ class Payload:
             command = command_of(
                 self._node, self.order, self._spec, self._slot, deadline=self._deadline
             )
+            if self._spec.shape.start == "mpi":
+                self._open_seats(command)
+                return None
             for rank in range(self._ranks):
                 self._spawn_rank(command, rank)
         except BadContainer as error:
@@ -148,10 +163,7 @@ class Payload:
     def _spawn_rank(self, command: Command, rank: int) -> None:
         variables = command.environment
         if self._spec.shape.start == "processes":
-            hosts = self._workdir / membership.HOST_FILE
-            hosts.write_text("".join(f"{host}\n" for host in self._slot.hosts), encoding="utf-8")
-            hostfile = f"{variables['HARVESTER_WORKDIR']}/{membership.HOST_FILE}"
-            variables = {**variables, **environment.of_rank(self._slot, rank, hostfile)}
+            variables = {**variables, **self._rank_variables(command, rank)}
         elif self._spec.shape.start == "elastic":
             membership.write_files(self._workdir, self._slot)
             mine = self._membership(variables["HARVESTER_WORKDIR"])
@@ -183,6 +195,31 @@ class Payload:
         except OSError as error:
             _log.warning("Cannot write the host file attempt=%s: %s", self.order.attempt, error)
 
+    def _rank_variables(self, command: Command, rank: int) -> Dict[str, str]:
+        hosts = self._workdir / membership.HOST_FILE
+        hosts.write_text("".join(f"{host}\n" for host in self._slot.hosts), encoding="utf-8")
+        hostfile = f"{command.environment['HARVESTER_WORKDIR']}/{membership.HOST_FILE}"
+        return environment.of_rank(self._slot, rank, hostfile)
+
+    def _open_seats(self, command: Command) -> None:
+        """Wait for the ranks that the leader's launcher starts on this node."""
+
+        def take(rank: int, pid: int) -> Seat:
+            if not self._live:
+                self._announce()
+            self._live.add(pid)
+            cores = gpus.cores_of(self._node.resources, self._slot, rank, self._ranks)
+            return Seat(self._rank_variables(command, rank), cores, *self._streams.open())
+
+        self._seats = Seats(
+            self._loop,
+            address_of(self._node.plan.tag, self.order.attempt, self._slot.node),
+            Play(command.argv, command.environment, str(self._workdir)),
+            first_rank=self._slot.first_rank,
+            count=self._ranks,
+            take=take,
+        )
+
     def _start_failed(self, failure: Verdict) -> None:
         if not self._live:
             self._finish(Collected(failure))
@@ -193,7 +230,7 @@ class Payload:
 
     @property
     def _ranks(self) -> int:
-        return max(1, self._slot.ranks) if self._spec.shape.start == "processes" else 1
+        return 1 if self._spec.shape.start == "single" else max(1, self._slot.ranks)
 
     @property
     def _is_first(self) -> bool:
@@ -241,7 +278,7 @@ class Payload:
         times = plan_stop(stop, self._spec, self._loop.now())
         first, self._stop = self._stop is None, self._stop or stop
         self._times = times if self._times is None else times.sooner(self._times)
-        if self._live:
+        if self._live or self._seats is not None:
             if first and stop.warns:
                 self._warn()
             self._plan_end(self._times)
@@ -280,7 +317,13 @@ class Payload:
         alone = bool(escaped) and self._spec.container is not None
         if alone and self._node.plan.container_runtime in DETACHING:
             return processes.tree(processes.all_processes(), escaped)
-        return processes.tree(processes.all_processes(), [*self._live, *escaped])
+        return processes.tree(processes.all_processes(), [*self._roots(), *escaped])
+
+    def _roots(self) -> Set[int]:
+        """Its first processes. Ranks are reaped by their launcher: a number may be another's."""
+        if self._seats is None:
+            return self._live
+        return {pid for pid in self._live if processes.attempt_of(pid) == self.order.attempt}
 
     def _save_and_terminate(self) -> None:
         if self._stop is not None and self._stop.saves:
@@ -292,8 +335,13 @@ class Payload:
         processes.send(processes.to_end(*self._members(signal.SIGTERM)), signal.SIGTERM)
 
     def _kill(self) -> None:
-        for pid in self._live:
+        for pid in self._roots():
             processes.send_group(pid, signal.SIGKILL)
+        if self._seats is not None:
+            processes.send(self._escaped(), signal.SIGKILL)
+            self._node.tell("abort", {"attempt": self.order.attempt})
+            self._stop_timers.append(self._loop.call_in(_LAUNCHER_ENDS_S, self._give_up))
+            return
         self._stop_timers.append(self._loop.call_in(_SWEEP_S * _SWEEPS, self._give_up))
 
     def _give_up(self) -> None:
@@ -302,6 +350,8 @@ class Payload:
             self._node.owners.pop(pid, None)
         self._live.clear()
         reason = "its processes cannot be killed; they hang in the kernel"
+        if self._seats is not None:
+            reason = f"its launcher did not end within {_LAUNCHER_ENDS_S:g} s after its ranks"
         self._finish(Collected(Verdict("failed", "node", reason)))
 
     # --- ending ---
@@ -312,22 +362,43 @@ class Payload:
         self._node.owners.pop(pid, None)
         self._exits.append(exit_)
         if not self._live:
-            self._stop_everything()
-            if self._stop is None and exit_.was_asked_to_end:
-                # Batch systems signal a whole step at once; word of it may be a moment behind.
-                self._awaits_word = True
-                self._loop.call_in(_WORD_BEHIND_S, lambda: self._sweep(_SWEEPS))
-            else:
-                self._sweep(_SWEEPS)
+            self._all_ended(exit_)
         elif not exit_.good and self._stop is None:
             # The other ranks would wait for this one for ever.
             self._terminate()
             self._stop_timers.append(self._loop.call_in(self._spec.kill_s, self._kill))
 
+    def launch_ended(self, code: Optional[int], said: str) -> None:
+        """The launcher call of its ranks is over; whatever is left of them has to end.
+
+        ``code`` None: it was never made. ``said``: the launcher's last words.
+        """
+        if self._seats is None or self._exits:
+            return
+        if not self._live and self._stop is None:
+            how = "could not be started" if code is None else f"ended with exit code {code}"
+            reason = f"the MPI launcher {how} before a rank began on {self._node.host}: {said}"
+            self._stop = Stop(Verdict("failed", "site", reason), final=True)
+        self._said = said
+        self._exits.append(Exit(code=code))
+        self._live.clear()
+        self._all_ended(self._exits[0])
+
+    def _all_ended(self, exit_: Exit) -> None:
+        self._stop_everything()
+        if self._stop is None and exit_.was_asked_to_end:
+            # Batch systems signal a whole step at once; word of it may be a moment behind.
+            self._awaits_word = True
+            self._loop.call_in(_WORD_BEHIND_S, lambda: self._sweep(_SWEEPS))
+        else:
+            self._sweep(_SWEEPS)
+
     def _stop_everything(self) -> None:
         self._saver.stop()
         self._cancel(self._timers)
         self._cancel(self._stop_timers)
+        if self._seats is not None:
+            self._seats.close()
 
     def _sweep(self, rounds: int) -> None:
         """Kill what left the process group, until nothing of it is left."""
@@ -348,6 +419,10 @@ class Payload:
             self._saver.when_idle(self._collect)
 
     def _escaped(self) -> List[int]:
+        if self._seats is not None:
+            # Children of the launcher's, wherever they went.
+            mine = processes.marked(self.order.attempt, self._node.agent_nonce)
+            return [pid for pid in mine if pid not in self._node.owners]
         return processes.strays(self.order.attempt, self._node.owners)
 
     @property
@@ -361,7 +436,7 @@ class Payload:
             self._spec,
             self._workdir,
             self._exit,
-            self._streams.stderr.tail(),
+            self._streams.stderr.tail() or self._said,
             self._node.spool,
             self._node.incarnation,
             self._node.workplace.node_local,

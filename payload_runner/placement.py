@@ -359,7 +359,8 @@ class Placement:
                 chosen.append(entry[1])
         assignment = None
         if len(chosen) >= shape.nodes_min:
-            assignment = self._occupy(request, tuple(chosen), now)
+            # Launchers number ranks by their own order of nodes, which is that of the agents.
+            assignment = self._occupy(request, tuple(sorted(chosen)), now)
         for _, index in passed:
             heapq.heappush(group.hopeful, (self._nodes[index].room.free_units, index))
         return assignment

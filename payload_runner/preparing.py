@@ -28,7 +28,7 @@ from payload_runner.protocol import (
 )
 from payload_runner.workplace import read_bounded
 
-STARTS = ("single", "processes", "elastic")
+STARTS = ("single", "processes", "mpi", "elastic")
 IMAGE_ENVIRONMENT = "ch/environment"  # where Charliecloud keeps it, and our own importer
 _IMAGE_ENVIRONMENT_BYTES = 64 * 1024
 

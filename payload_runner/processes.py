@@ -160,6 +160,23 @@ def strays(attempt: str, known: Container[int]) -> List[int]:
     return found
 
 
+def marked(attempt: str, agent: str) -> List[int]:
+    """All processes of this node that an attempt under this agent left in whatever place."""
+    wanted = (f"{MARKER}={attempt}".encode(), f"{AGENT_MARKER}={agent}".encode())
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        if all(word in words for word in wanted):
+            found.append(int(name))
+    return found
+
+
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal, so that it means something to it."""
     try:

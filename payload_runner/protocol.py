@@ -180,6 +180,7 @@ class AllocationPlan:
     walltime_s: float
     batch_system: str
     launcher: Tuple[str, ...] = ()  # argv that starts one agent per node; () : spawn here
+    mpi_launcher: Tuple[str, ...] = ()  # argv in front of an MPI payload; (): none can run
     transport: str = "auto"  # auto (tcp, else files) | tcp | files | mpi
     filesystem: str = "shared"  # shared (poll) | local (inotify)
     node_local_dir: Optional[str] = None  # working directories; None: under the spool

@@ -10,11 +10,15 @@ Messages are a kind and JSON fields. Leader to agent::
     hosts        {"attempt", "hosts"}: an elastic payload has these nodes now
     give_back    {"attempt", "reason"}: an elastic payload is to leave this node, with notice
     send_output  {"attempt"}: relay its kept stdout and stderr
+    launch_ended {"attempt", "code", "said"}: the launcher call of an MPI payload is over, with its
+                 last words; no code: it was never made
     leave        {}: nothing runs any more; exit
 
 Agent to leader: ``hello {"node", "host", "shape": NodeShape, "pid"}`` first, then the records of
 ``protocol``: attempt_started, reports, checkpoint, checkpoint_refused, attempt_ended. Each node of
-a multi-node payload sends its own start and end; the leader makes one of them.
+a multi-node payload sends its own start and end; the leader makes one of them. Before the start of
+an MPI payload comes ``ready {"attempt"}``: ranks may be launched; ``abort {"attempt"}``: its ranks
+were killed, and so should be their launcher.
 
 Acknowledgements and signs of life are the transports' own business and never show here. Which
 transport is taken is decided in ``joining``.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from payload_runner.conductor import Conductor
 from payload_runner.incarnation import History
 from payload_runner.logfile import Record
+from payload_runner.placement import Slot
 from payload_runner.protocol import (
     AllocationPlan,
     CheckpointRule,
@@ -31,6 +33,20 @@ SPEC = PayloadSpec("p1", "true", checkpoint=CheckpointRule(("ckpt",)))
 
 
 @dataclass
+class Launcher:
+    """Notes the launcher calls of MPI payloads."""
+
+    started: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+
+    def start(self, attempt: str, slots: Sequence[Slot]) -> None:
+        self.started.append(attempt)
+
+    def abort(self, attempt: str) -> None:
+        self.aborted.append(attempt)
+
+
+@dataclass
 class Desk:
     """A conductor with its events and messages on the table."""
 
@@ -39,6 +55,7 @@ class Desk:
     now: float = 100.0
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     sent: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    launcher: Launcher = field(default_factory=Launcher)
     seq: int = 0
 
     def __post_init__(self) -> None:
@@ -47,6 +64,7 @@ class Desk:
             self.history,
             self.emit,
             lambda node, kind, fields: self.sent.append((node, kind, fields)),
+            self.launcher,
             now=self.now,
             end=self.now + self.plan.walltime_s,
         )
@@ -71,6 +89,9 @@ class Desk:
             shape = to_fields(self.plan.node)
             hello = {"node": node, "host": f"n{node}", "shape": shape, "pid": 1}
             self.conductor.message(node, "hello", hello, self.now)
+
+    def say(self, node: int, kind: str, **fields: Any) -> None:
+        self.conductor.message(node, kind, fields, self.now)
 
     def turn(self, passed: float = 0.0) -> None:
         self.now += passed

@@ -193,6 +193,11 @@ def _allocation(
 def _forbidden(desk: Desk, payload: PayloadSpec) -> str | None:
     if desk.site.containers_only and payload.container is None:
         return f"site {desk.site.name} runs containers only; submit with evaluationContainer"
+    if payload.shape.start == "mpi" and not desk.site.runner.mpi_launcher:
+        return (
+            f"site {desk.site.name} names no runner.mpi_launcher, which payload.start: mpi needs; "
+            "set it in the site file, or submit with start: processes"
+        )
     return None
 
 

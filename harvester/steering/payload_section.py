@@ -81,7 +81,6 @@ def read_payload(problems: Problems, section: Any) -> PayloadSection:
         return PayloadSection()
     problems.unknown_keys("payload", map(str, section), _KEYS)
     fields = _Fields(problems, section)
-    _refuse_missing_features(problems, section)
     expected, limit = fields.minutes("expected_minutes"), fields.minutes("max_minutes")
     if expected is not None and limit is not None and expected > limit:
         problems.add("payload.expected_minutes", expected / 60, "is above max_minutes")
@@ -154,16 +153,6 @@ class _Fields:
             return value
         self.wrong(name, f"one of {', '.join(known)}")
         return default
-
-
-def _refuse_missing_features(problems: Problems, section: Mapping[str, Any]) -> None:
-    if section.get("start") == "mpi":
-        problems.add(
-            "payload.start",
-            "mpi",
-            "is not implemented yet; use 'processes' (one process per rank with a rendezvous "
-            "address) or 'single'",
-        )
 
 
 def _shape(problems: Problems, fields: _Fields) -> Shape:

@@ -76,6 +76,7 @@ def _values(site: Site) -> Iterator[tuple[str, object]]:
     yield "central", site.central.url or "the one that runs on this machine"
     yield "runner", f"{site.runner.python}, transport {site.runner.transport}"
     yield "launcher", " ".join(site.runner.launcher) or "none"
+    yield "MPI launcher", " ".join(site.runner.mpi_launcher) or "none"
     only = ", bare payloads are refused" if site.containers_only else ""
     yield "containers", f"{site.container_runtime}{only}"
     yield "network", _network(site)

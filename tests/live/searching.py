@@ -27,6 +27,7 @@ from tests.live.conftest import SlurmCluster
 T = TypeVar("T")
 LOGIN_PYTHON = Path("/usr/bin/python3")
 _SOURCES = ("harvester", "payload_runner", "site_configs")
+_MPI = ("lib/libmpi*", "lib/mpich", "bin/mpiexec", "bin/hydra_pmi_proxy")  # of the extra "mpi"
 _ACCOUNTED = "JobID,JobName,State,User,NNodes,ElapsedRaw"
 
 _SITE = """
@@ -43,6 +44,10 @@ state: {{index: {index}}}
 runner:
   python: /usr/bin/python3
   node_local_dir: /local_scratch
+  mpi_launcher: {mpi_launcher}
+  # All nodes of the testbed share one kernel, which UCX takes for shared memory.
+  environment: {{UCX_TLS: "tcp,self"}}
+  transport: {transport}
   drain_margin: {drain_margin}
   idle_exit: 20s
 planning: {{boot_margin: {boot_margin}, default_expected: 10s}}
@@ -61,7 +66,14 @@ _DEFAULTS: Mapping[str, object] = {
     "requeue": "false",
     "boot_margin": "2s",
     "drain_margin": "5s",
+    "transport": "auto",
+    "mpi_launcher": (
+        "srun --overlap --mpi=pmi2 --nodes={nodes} --nodelist={hosts} --ntasks={ranks} "
+        "--ntasks-per-node={ranks_per_node} --kill-on-bad-exit=1"
+    ),
 }
+
+_SPACE = {"x": {"method": "uniform", "dimension": {"low": 0.0, "high": 1.0}}}
 
 # In front of a command of Slurm: counts its calls and lets a test step in after it.
 _WRAPPER = """#!/bin/bash
@@ -125,11 +137,16 @@ def install(cluster: SlurmCluster) -> Account:
     subprocess.run([LOGIN_PYTHON, "-m", "venv", "--without-pip", venv], check=True)
     packages = Path(f"lib/python{version}/site-packages")
     (venv / packages).rmdir()
+    _copy(Path(sys.prefix) / packages, venv / packages)
+    for found in (found for pattern in _MPI for found in Path(sys.prefix).glob(pattern)):
+        _copy(found, venv / found.relative_to(sys.prefix))
+    return Account(cluster.user, venv / "bin" / "python", home / "code")
+
+
+def _copy(source: Path, target: Path) -> None:
     # Hard links where that is possible: it is half a gigabyte.
-    source, target = Path(sys.prefix) / packages, venv / packages
     if subprocess.run(["cp", "-al", source, target], capture_output=True).returncode:
         subprocess.run(["cp", "-a", source, target], check=True)
-    return Account(cluster.user, venv / "bin" / "python", home / "code")
 
 
 @dataclass(frozen=True)
@@ -221,6 +238,23 @@ class Search:
         if daemon:
             self.stack.start_daemon()
 
+    def submit(self, name: str, program: str, points: int, **payload: object) -> str:
+        """Submit one more search, of a program that runs under the account's own Python."""
+        directory = self.root / name
+        directory.mkdir()
+        (directory / "evaluate.py").write_text(program)
+        (directory / "space.json").write_text(json.dumps(_SPACE))
+        config = {
+            "evaluationExec": f"{self.stack.account.python} evaluate.py",
+            "searchSpaceFile": "space.json",
+            "sampler": "random",
+            "maxPoints": points,
+            "nParallelEvaluation": points,
+            "payload": {"expected_minutes": 0.1, "warn_seconds": 1, **payload},
+        }
+        (directory / "config.json").write_text(json.dumps(config))
+        return self.stack.submit(directory / "config.json")
+
     def _wrap_commands(self) -> None:
         directory = self.root / "bin"
         directory.mkdir()
@@ -250,8 +284,7 @@ class Search:
         directory = self.root / "search"
         directory.mkdir()
         (directory / "evaluate.py").write_text(_PAYLOAD)
-        space = {"x": {"method": "uniform", "dimension": {"low": 0.0, "high": 1.0}}}
-        (directory / "space.json").write_text(json.dumps(space))
+        (directory / "space.json").write_text(json.dumps(_SPACE))
         config = {
             "evaluationExec": f"/usr/bin/python3 evaluate.py {steps}",
             "searchSpaceFile": "space.json",

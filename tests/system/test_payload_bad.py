@@ -162,9 +162,9 @@ def test_segment_name_with_shell_words_is_refused(agent: AgentProcess, attempt: 
 def test_start_that_is_not_there_is_refused_by_name(agent: AgentProcess, attempt: str) -> None:
     from payload_runner.protocol import Shape
 
-    ended = agent.run(GOOD, attempt, shape=Shape(start="mpi"))
+    ended = agent.run(GOOD, attempt, shape=Shape(start="ssh"))
     assert (ended.state, ended.blame) == ("failed", "site")
-    assert "shape.start is 'mpi'" in str(ended.reason)
+    assert "shape.start is 'ssh'" in str(ended.reason)
 
 
 def test_input_that_was_tampered_with_blames_the_site(agent: AgentProcess, attempt: str) -> None:

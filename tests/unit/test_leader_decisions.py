@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from payload_runner.attempts import LaunchEnd
 from payload_runner.incarnation import History
 from payload_runner.protocol import (
     PayloadSpec,
@@ -311,3 +312,49 @@ def test_output_of_an_ended_attempt_is_relayed_once_when_asked_for() -> None:
     assert desk.sent[-1] == (0, "send_output", {"attempt": "1.1.1.1"})
     desk.end(0, "1.1.1.1", stdout="here")
     assert [fields.get("stdout") for fields in desk.of("attempt_ended")] == [None, "here"]
+
+
+MPI = PayloadSpec("mpi", "true", shape=Shape(nodes_min=2, nodes_max=2, start="mpi"))
+MPI_ATTEMPT = "1.1.1.1"
+
+
+def mpi_desk() -> Desk:
+    """An MPI payload on two nodes, of which the first has made its place ready."""
+    desk = working(MPI)
+    desk.order(MPI_ATTEMPT, payload="mpi")
+    desk.turn()
+    desk.say(0, "ready", attempt=MPI_ATTEMPT)
+    return desk
+
+
+def test_ranks_are_launched_once_and_only_when_every_node_is_ready() -> None:
+    desk = mpi_desk()
+    assert desk.launcher.started == []
+    desk.say(1, "ready", attempt=MPI_ATTEMPT)
+    assert desk.launcher.started == [MPI_ATTEMPT]
+    desk.conductor.launch_ended(LaunchEnd(MPI_ATTEMPT, 0))
+    told = [(node, fields["code"]) for node, kind, fields in desk.sent if kind == "launch_ended"]
+    assert told == [(0, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("word", ["stop", "drain"])
+def test_ranks_of_a_stopped_payload_are_never_launched(word: str) -> None:
+    desk = mpi_desk()
+    if word == "stop":
+        desk.tell("stop", attempt=MPI_ATTEMPT, outcome="pruned", reason="enough")
+    else:
+        desk.tell("drain", reason="enough", now=True)
+    desk.say(1, "ready", attempt=MPI_ATTEMPT)
+    assert desk.launcher.started == []
+    told = [
+        (node, fields.get("code")) for node, kind, fields in desk.sent if kind == "launch_ended"
+    ]
+    assert told == [(0, None), (1, None)]
+
+
+def test_launcher_is_ended_when_one_of_its_nodes_is_lost() -> None:
+    desk = mpi_desk()
+    desk.say(1, "ready", attempt=MPI_ATTEMPT)
+    desk.conductor.node_lost(1, "it was killed", desk.now)
+    assert desk.launcher.aborted == [MPI_ATTEMPT]
+    assert (0, "stop") in [(node, kind) for node, kind, _ in desk.sent]

@@ -264,7 +264,11 @@ def test_more_than_ten_megabytes_do_not_travel(tmp_path: Path) -> None:
             "payload.start",
             "and elastic",
         ),
-        ({"payload": {"nodes": 2, "start": "mpi"}}, "payload.start", "not implemented yet"),
+        (
+            {"payload": {"nodes": 2, "start": "ssh"}},
+            "payload.start",
+            "one of single, processes, mpi",
+        ),
         ({"payload": {"start": "single", "ranks_per_node": 2}}, "payload.ranks_per_node", "use"),
         ({"payload": {"environment": {"A-B": "x"}}}, "payload.environment.A-B", "is not a name"),
         ({"payload": {"environment": {"A": 1}}}, "payload.environment.A", "expected a text"),
