@@ -38,6 +38,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     given = _parser().parse_args(words)
     if given.command == "probe":
         return _probe(given)
+    if given.command == "replay":
+        return _replay(given)
     return _lead(given) if given.command == "lead" else _join(given)
 
 
@@ -84,7 +86,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument("--on-node", action="store_true", help="started by the launcher")
     probe.add_argument("--host", help="the node's name (default: as the machine says)")
+    replay = commands.add_parser("replay", help="run by hand what an attempt ran")
+    replay.add_argument("spool", type=Path, help="the spool directory on the shared file system")
+    replay.add_argument("attempt", help="TASK.POINT (its newest attempt) or a whole attempt id")
+    replay.add_argument("--directory", type=Path, help="a new one (default: ./replay-ATTEMPT)")
+    replay.add_argument("--fresh", action="store_true", help="without the checkpoint")
+    replay.add_argument("--dry-run", action="store_true", help="only say what would be run")
     return parser
+
+
+def _replay(given: argparse.Namespace) -> int:
+    from payload_runner import replay
+    from payload_runner.commits import Broken
+    from payload_runner.files import RealFiles
+    from payload_runner.images import BadContainer
+    from payload_runner.protocol import SpoolPaths
+
+    spool = SpoolPaths(given.spool.resolve())
+    try:
+        found = replay.find_attempt(RealFiles(), spool, given.attempt)
+        return replay.replay_visibly(
+            spool, found, os.environ, given.directory, fresh=given.fresh, dry_run=given.dry_run
+        )
+    except replay.NothingToReplay as error:
+        return _refuse(EX_DATAERR, error)
+    except (BadContainer, Broken) as error:
+        return _refuse(EX_CONFIG, error)
+    except OSError as error:
+        return _refuse(EX_IOERR, error)
 
 
 def _lead(given: argparse.Namespace) -> int:

@@ -62,7 +62,7 @@ class Payload:
         ended: Callable[[AttemptEnded, AttemptEnded], None],
     ) -> None:
         self.order = order
-        self.relays_output = False  # also on success
+        self.relays_output = spec.relay_output  # also on success
         self._node = node
         self._loop = node.loop
         self._spec = spec

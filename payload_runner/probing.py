@@ -81,7 +81,7 @@ def look(environ: Mapping[str, str], claimed_dir: Optional[str] = None) -> NodeF
         host=socket.gethostname(),
         cores=len(os.sched_getaffinity(0)),
         memory_mb=_memory_mb(),
-        gpus=_gpu_devices(),
+        gpus=gpu_devices(),
         gpu_variables={name: environ[name] for name in GPU_VARIABLES if name in environ},
         gpu_cores=tuple(tuple(sorted(near)) for near in gpus.cores_near_gpus()),
         disks=tuple(_disk(path) for path in _candidates(environ, claimed_dir)),
@@ -91,7 +91,8 @@ def look(environ: Mapping[str, str], claimed_dir: Optional[str] = None) -> NodeF
     )
 
 
-def _gpu_devices() -> Tuple[str, ...]:
+def gpu_devices() -> Tuple[str, ...]:
+    """The device files of this machine's GPUs, by number."""
     nvidia = [name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)]
     try:
         render = [name for name in os.listdir("/dev/dri") if name.startswith("renderD")]

@@ -138,6 +138,7 @@ class PayloadSpec:
     warn_s: float = 30.0  # warning before SIGTERM, at the drain point
     kill_s: float = 10.0  # SIGTERM before SIGKILL
     keep_output_bytes: int = 64 * 1024  # of stdout and of stderr, half head, half tail
+    relay_output: bool = False  # also of attempts that succeed
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import click
 
 from harvester.cli.options import central_options, states_option, task_client, wrong_argument
 from harvester.cli.output import json_option, note, print_json, print_text
-from harvester.errors import NotFound
+from harvester.errors import NotFound, Refused
 
 
 @click.group()
@@ -81,7 +81,8 @@ def files(
 def logs(point_id: str, site: str | None, as_json: bool) -> None:
     """Print what a point's payloads wrote to stdout and stderr (kept head and tail).
 
-    Reads the spools on this machine; attempts that succeeded send no output up.
+    Reads the spools on this machine. Attempts that succeed send output up only where the task says
+    so: "payload": {"keep_output": "always"}.
     """
     from harvester.views.payload_output import payload_outputs
     from harvester.views.site_states import find_states, state_of
@@ -102,6 +103,65 @@ def logs(point_id: str, site: str | None, as_json: bool) -> None:
         print_json({"task": task, "point": serial, "attempts": ends})
     else:
         print_text("\n".join(_text(item) for item in found))
+
+
+@point.command()
+@click.argument("point_id", metavar="TASK.POINT")
+@click.option("--attempt", metavar="ID", help="A whole attempt id.  [default: the newest]")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="A new one.  [default: ./replay-ATTEMPT]"
+)
+@click.option("--fresh", is_flag=True, help="Without the checkpoint that the attempt started from.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be run, and how in a job.")
+@states_option
+def replay(
+    point_id: str,
+    attempt: str | None,
+    directory: Path | None,
+    fresh: bool,
+    dry_run: bool,
+    site: str | None,
+) -> int:
+    """Run by hand what a point's payload ran: same inputs, environment, container, checkpoint.
+
+    Runs here, on the login node. --dry-run shows the command that does the same in an interactive
+    job on a compute node. Exit code 0: the payload succeeded; 1: it did not.
+    """
+    from harvester.views.site_states import find_states, state_of
+    from payload_runner.commits import Broken
+    from payload_runner.files import RealFiles
+    from payload_runner.images import BadContainer
+    from payload_runner.protocol import SpoolPaths
+    from payload_runner.replay import NothingToReplay, find_attempt, replay_visibly
+
+    _split(point_id)
+    wanted = attempt or point_id
+    if attempt is not None and not attempt.startswith(f"{point_id}."):
+        raise wrong_argument("--attempt", attempt, f"expected an attempt at point {point_id}")
+    states = find_states(os.environ) if site is None else (state_of(site, os.environ),)
+    for spool in [state.spool for state in states if state.spool is not None]:
+        paths = SpoolPaths(spool)
+        try:
+            found = find_attempt(RealFiles(), paths, wanted)
+        except NothingToReplay:
+            continue
+        if dry_run:
+            note(f"in a job     {_command_in_a_job(paths, found.order.attempt, fresh)}")
+        try:
+            return replay_visibly(paths, found, os.environ, directory, fresh=fresh, dry_run=dry_run)
+        except (BadContainer, Broken) as error:
+            raise Refused(str(error)) from error
+    raise NotFound(f"no order for {wanted} lies in a spool on this machine")
+
+
+def _command_in_a_job(spool: Any, attempt: str, fresh: bool) -> str:
+    # Any: the class comes with a late import.
+    import shlex
+
+    runners = sorted(spool.runner_dir.glob("*.pyz"), key=lambda path: path.stat().st_mtime)
+    runner = str(runners[-1]) if runners else "payload_runner.pyz"
+    words = ["python3", runner, "replay", str(spool.root), attempt, *["--fresh"] * fresh]
+    return shlex.join(words)
 
 
 def _text(output: Any) -> str:

@@ -7,7 +7,8 @@ The section is this project's own; every key is optional::
                 "environment": {"NAME": "value"}, "warn_signal": "SIGUSR2", "warn_seconds": 30,
                 "kill_seconds": 10,
                 "elastic": {"min_nodes": 1, "max_nodes": 4},
-                "priority": 0, "early_stopping": "median", "node_hours": 500}
+                "priority": 0, "early_stopping": "median", "node_hours": 500,
+                "keep_output": "failures"}
 
 ``cores`` and ``memory`` are per node. ``elastic`` takes the place of ``nodes`` and ``start``: the
 command runs once on every node that the evaluation has for a while. ``node_hours`` bounds what all
@@ -28,6 +29,7 @@ from payload_runner.protocol import Shape
 
 STARTS = ("single", "processes", "mpi")
 WARN_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP", "SIGCONT", "SIGURG")
+KEEP_OUTPUT = ("failures", "always")
 EARLY_STOPPING = ("none", "median")
 
 _KEYS = (
@@ -48,6 +50,7 @@ _KEYS = (
     "kill_seconds",
     "priority",
     "node_hours",
+    "keep_output",
     "early_stopping",
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -69,6 +72,7 @@ class PayloadSection:
     kill_s: float = 10.0
     priority: int = 0  # higher goes first
     node_hours: float | None = None  # for all attempts at a site together
+    relay_output: bool = False  # of evaluations that succeed, too
     early_stopping: str | None = None
 
 
@@ -94,6 +98,7 @@ def read_payload(problems: Problems, section: Any) -> PayloadSection:
         kill_s=fields.number("kill_seconds", 10.0, 0, 3600),
         priority=fields.whole("priority", 0, -1000, 1000),
         node_hours=fields.positive("node_hours"),
+        relay_output=fields.one_of("keep_output", KEEP_OUTPUT, "failures") == "always",
         early_stopping=_early_stopping(fields),
     )
 

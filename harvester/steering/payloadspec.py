@@ -42,6 +42,7 @@ def payload_spec(definition: TaskDefinition, segment: str | None = None) -> Payl
         time_limit_s=section.time_limit_s,
         expected_s=section.expected_s,
         node_hours=section.node_hours,
+        relay_output=section.relay_output,
         warn_signal=section.warn_signal,
         warn_s=section.warn_s,
         kill_s=section.kill_s,

@@ -116,6 +116,11 @@ def test_start_is_told_with_its_gpus(agent: AgentProcess) -> None:
     assert started == {"attempt": attempt, "nodes": ["node0"], "gpus": ["node0:3/0.25"]}
 
 
+def test_success_relays_output_where_the_task_says_so(agent: AgentProcess) -> None:
+    ended = agent.run(f"echo words; {GOOD}", next(IDS), relay_output=True)
+    assert (ended.state, ended.stdout) == ("succeeded", "words\n")
+
+
 def test_metadata_and_metrics_are_relayed(agent: AgentProcess) -> None:
     attempt = next(IDS)
     ended = agent.run(
