@@ -235,6 +235,7 @@ def _node(
         agent_nonce=f"replay-{os.getpid()}",
         outer=dict(environ),
         emit=nobody,
+        tell=nobody,
         wake=nobody,  # type: ignore[arg-type]  # nothing is watched here
         wall=time.time,
     )
