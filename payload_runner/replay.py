@@ -271,7 +271,7 @@ def _ranks(spec: PayloadSpec) -> int:
 
 def _of_rank(command: Command, slot: Slot, spec: PayloadSpec, rank: int) -> Dict[str, str]:
     seen = command.environment["HARVESTER_WORKDIR"]
-    if spec.shape.start == "processes":
+    if spec.shape.start in ("processes", "mpi"):
         return environment.of_rank(slot, rank, f"{seen}/{membership.HOST_FILE}")
     if spec.shape.start == "elastic":
         attempt = command.environment[MARKER]
