@@ -151,6 +151,19 @@ def _account(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("account",), "expected your project's account: this centre requires one"
 
 
+def _project_limits(values: Mapping[str, Any]) -> Iterator[Finding]:
+    if values.get("account") or values.get("batch_system") == "local":
+        return
+    if values.get("account_required") is True:  # is told that already
+        return
+    for index, queue in _queues(values):
+        if queue.get("limits_per") == "project":
+            yield (
+                ("queues", index, "limits_per"),
+                f"queue {queue.get('name')} counts the jobs of a project; expected its `account`",
+            )
+
+
 def _spool(values: Mapping[str, Any]) -> Iterator[Finding]:
     if values.get("batch_system") not in (None, "local") and not _part(values, "spool").get("path"):
         yield ("spool", "path"), "expected a directory on the shared file system, such as $SCRATCH"
@@ -258,6 +271,7 @@ def _nodes_in_bins(values: Mapping[str, Any]) -> Iterator[Finding]:
 
 _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _account,
+    _project_limits,
     _spool,
     _launcher,
     _mpi_launcher,

@@ -249,13 +249,13 @@ def _local(site: Site) -> BatchSystem:
 def _slurm(site: Site) -> BatchSystem:
     from harvester.batch.slurm import Slurm
 
-    return Slurm(timeout_s=site.budgets.command_timeout_s)
+    return Slurm(timeout_s=site.budgets.command_timeout_s, project=_project(site))
 
 
 def _pbs(site: Site) -> BatchSystem:
     from harvester.batch.pbs import Pbs
 
-    return Pbs(timeout_s=site.budgets.command_timeout_s)
+    return Pbs(timeout_s=site.budgets.command_timeout_s, project=_project(site))
 
 
 def _lsf(site: Site) -> BatchSystem:
@@ -263,19 +263,29 @@ def _lsf(site: Site) -> BatchSystem:
 
     # jsrun is there where LSF hands out whole nodes, and nowhere else.
     whole_nodes = bool(site.runner.launcher) and Path(site.runner.launcher[0]).name == "jsrun"
-    return Lsf(whole_nodes=whole_nodes, timeout_s=site.budgets.command_timeout_s)
+    return Lsf(
+        whole_nodes=whole_nodes,
+        timeout_s=site.budgets.command_timeout_s,
+        project=_project(site),
+    )
 
 
 def _flux(site: Site) -> BatchSystem:
     from harvester.batch.flux import Flux
 
-    return Flux(timeout_s=site.budgets.command_timeout_s)
+    return Flux(timeout_s=site.budgets.command_timeout_s, project=_project(site))
 
 
 def _gridengine(site: Site) -> BatchSystem:
     from harvester.batch.gridengine import GridEngine
 
-    return GridEngine(timeout_s=site.budgets.command_timeout_s)
+    return GridEngine(timeout_s=site.budgets.command_timeout_s, project=_project(site))
+
+
+def _project(site: Site) -> str:
+    """The account whose jobs count, whosever they are; "" where limits are each user's own."""
+    shared = any(queue.limits_per == "project" for queue in site.queues)
+    return site.account if shared else ""
 
 
 _BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {

@@ -11,12 +11,14 @@ Sources: flux-batch(1), flux-jobs(1), flux-cancel(1) and flux-environment(7) of 
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harvester.batch.commands import Completed, Executor, run_command
+from harvester.batch.adapter import CommandAdapter
+from harvester.batch.commands import Completed
 from harvester.batch.flux_answers import check_cancelled, parse_jobs, parse_submitted
 from harvester.batch.port import BatchJob, Capabilities, Observation, ObservedJob
 from harvester.batch.script import plain_word, render_script, whole_minutes
@@ -30,22 +32,11 @@ _LONG_AGO = "-30d"  # our allocations and their disputes are younger
 _OF_A_JOB = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE", "PMI_")
 
 
-class Flux:
+class Flux(CommandAdapter):
     """Flux as this user sees it. Implements ``BatchSystem``; holds no state between calls."""
 
     name = "flux"
     capabilities = Capabilities(accounting=True, exclude_nodes=True, walltime_step_s=60.0)
-
-    def __init__(
-        self,
-        *,
-        timeout_s: float = 30.0,
-        execute: Executor = run_command,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._execute = execute
-        self._environment = os.environ if environment is None else environment
 
     def render(self, job: BatchJob) -> str:
         options = script_options(job)
@@ -57,15 +48,12 @@ class Flux:
         return batch_command(job, script)
 
     def submit(self, job: BatchJob, script: Path) -> JobId:
-        done = self._execute(
-            batch_command(job, script),
-            timeout_s=self._timeout_s,
-            environment=batch_environment(self._environment),
-        )
-        return parse_submitted(done)
+        environment = batch_environment(self._environment)
+        return parse_submitted(self._run(batch_command(job, script), environment))
 
     def observe(self) -> Observation:
-        return Observation(parse_jobs(self._ask(jobs_command(_LATELY))))
+        command = jobs_command(_LATELY, everybody=bool(self._project))
+        return self._parted(parse_jobs(self._ask(command)))
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         if not jobs and not tags:
@@ -77,9 +65,13 @@ class Flux:
         if jobs:
             check_cancelled(self._ask(cancel_command(jobs)))
 
+    def _owner(self) -> str:
+        uid = pwd.getpwnam(self._user).pw_uid if self._user else os.getuid()
+        return str(uid)
+
     def _ask(self, command: Sequence[str]) -> Completed:
         environment = {**batch_environment(self._environment), "FLUX_F58_FORCE_ASCII": "1"}
-        return self._execute(command, timeout_s=self._timeout_s, environment=environment)
+        return self._run(command, environment)
 
 
 def script_options(job: BatchJob) -> tuple[str, ...]:
@@ -122,9 +114,10 @@ def batch_command(job: BatchJob, script: Path) -> tuple[str, ...]:
     return ("flux", "batch", f"--cwd={job.directory}", f"--output={output}", str(script))
 
 
-def jobs_command(since: str) -> tuple[str, ...]:
-    """One query for all jobs of this user that are active or were since then."""
-    return ("flux", "jobs", "-a", "--json", "--count=0", f"--since={since}")
+def jobs_command(since: str, *, everybody: bool = False) -> tuple[str, ...]:
+    """One query for all jobs, of this user or of everybody, active now or since then."""
+    whose = ("-A",) if everybody else ()
+    return ("flux", "jobs", "-a", *whose, "--json", "--count=0", f"--since={since}")
 
 
 def cancel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:

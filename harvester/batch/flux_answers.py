@@ -112,6 +112,8 @@ def _observed(done: Completed, job: Table) -> ObservedJob:
         queue=text_if_any(done, job, "queue"),
         nodes=count(done, job, "nnodes"),
         node_names=text_if_any(done, job, "nodelist"),
+        user=text_if_any(done, job, "userid"),
+        account=text_if_any(done, job, "bank"),
     )
 
 

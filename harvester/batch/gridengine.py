@@ -20,15 +20,14 @@ accounting(5) of 8.1.9, and a cluster of that version (``scripts/testbed/sge-up`
 from __future__ import annotations
 
 import math
-import os
-import pwd
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harvester.batch.commands import Completed, Executor, run_command
+from harvester.batch.adapter import CommandAdapter
+from harvester.batch.commands import Completed
 from harvester.batch.gridengine_answers import (
     check_cancelled,
     check_id,
@@ -45,29 +44,17 @@ from harvester.model import JobId, Tag
 # Where the site names none. Most installations come with one of this name.
 _USUAL_ENVIRONMENT = "mpi"
 _ENVIRONMENT = re.compile(r"-pe\s")
+_EVERYBODY = "*"  # qstat can pick users, but no projects
 _ACCOUNTING_DAYS = 30  # our allocations and their disputes are younger
 
 
-class GridEngine:
+class GridEngine(CommandAdapter):
     """Grid Engine as this user sees it. Implements ``BatchSystem``; keeps nothing between calls."""
 
     name = "gridengine"
     capabilities = Capabilities(
         accounting=True, requeue=True, exclude_nodes=True, walltime_step_s=60.0
     )
-
-    def __init__(
-        self,
-        *,
-        timeout_s: float = 30.0,
-        execute: Executor = run_command,
-        environment: Mapping[str, str] | None = None,
-        user: str | None = None,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._execute = execute
-        self._environment = os.environ if environment is None else environment
-        self._user = user
 
     def render(self, job: BatchJob) -> str:
         told = replace(job, warn_s=0.0, directives=_filled(job))
@@ -81,13 +68,15 @@ class GridEngine:
         return parse_submitted(self._ask(qsub_command(script)))
 
     def observe(self) -> Observation:
-        jobs = parse_qstat(self._ask(qstat_command(self._owner())))
-        broken = [job.job_id for job in jobs if job.state is JobState.HELD and "E" in job.reason]
+        whose = _EVERYBODY if self._project else self._owner()
+        seen = self._parted(parse_qstat(self._ask(qstat_command(whose))))
+        held = (job for job in seen.jobs if job.state is JobState.HELD)
+        broken = [job.job_id for job in held if "E" in job.reason]
         if not broken:
-            return Observation(jobs)
+            return seen
         # Why a job is in error stands nowhere else; it may be gone meanwhile, and then this fails.
         reasons = parse_reasons(self._ask(reasons_command(broken)))
-        return Observation(tuple(with_reasons(job, reasons) for job in jobs))
+        return replace(seen, jobs=tuple(with_reasons(job, reasons) for job in seen.jobs))
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         # qacct reads all its books for every question, and takes one id or name: so ask once.
@@ -98,12 +87,8 @@ class GridEngine:
         if jobs:
             check_cancelled(self._ask(qdel_command(jobs)))
 
-    def _owner(self) -> str:
-        return self._user or pwd.getpwuid(os.getuid()).pw_name
-
     def _ask(self, command: Sequence[str]) -> Completed:
-        environment = client_environment(self._environment)
-        return self._execute(command, timeout_s=self._timeout_s, environment=environment)
+        return self._run(command, client_environment(self._environment))
 
 
 def script_options(job: BatchJob) -> tuple[str, ...]:
@@ -190,8 +175,8 @@ def qsub_command(script: Path) -> tuple[str, ...]:
 
 
 def qstat_command(user: str) -> tuple[str, ...]:
-    """One query for all jobs of this user that have not ended, names in full."""
-    return ("qstat", "-xml", "-u", user)
+    """One query for all jobs of this user that have not ended, names and projects in full."""
+    return ("qstat", "-xml", "-ext", "-u", user)
 
 
 def reasons_command(jobs: Sequence[JobId]) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ def _observed(done: Completed, job: ElementTree.Element) -> ObservedJob:
         nodes=int(asked == "1"),  # of more slots it is unknown over how many hosts they lie
         restarts=int("R" in word),  # Grid Engine says only that there was one
         node_names=host,  # the first one; it would take a line per slot to hear of all
+        user=_text(done, job, "JB_owner"),
+        account=job.findtext("JB_project") or "",
     )
 
 

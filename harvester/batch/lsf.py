@@ -13,12 +13,12 @@ reasons" there; the Summit User Guide.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harvester.batch.adapter import CommandAdapter
 from harvester.batch.commands import Completed, Executor, run_command
 from harvester.batch.lsf_answers import check_cancelled, parse_bjobs, parse_submitted
 from harvester.batch.port import BatchJob, Capabilities, Observation, ObservedJob
@@ -28,14 +28,14 @@ from harvester.model import JobId, Tag
 
 _FIELDS = (
     "jobid jobindex stat job_name queue nexec_host exec_host pend_reason suspend_reason"
-    " exit_code exit_reason"
+    " exit_code exit_reason user proj_name"
 )
 # bsub reads its script from standard input; what varies is an argument, never part of the line.
 _FROM_SCRIPT = 'exec bsub "$@" < "$0"'
 _KEPT = frozenset({"LSB_DEFAULTQUEUE", "LSB_DEFAULTPROJECT", "LSB_DEFAULT_USERGROUP"})
 
 
-class Lsf:
+class Lsf(CommandAdapter):
     """LSF as this user sees it. Implements ``BatchSystem``; holds no state between calls.
 
     ``whole_nodes``: the cluster takes ``-nnodes`` (jsrun launches there).
@@ -50,7 +50,16 @@ class Lsf:
         timeout_s: float = 30.0,
         execute: Executor = run_command,
         environment: Mapping[str, str] | None = None,
+        user: str | None = None,
+        project: str = "",
     ) -> None:
+        super().__init__(
+            timeout_s=timeout_s,
+            execute=execute,
+            environment=environment,
+            user=user,
+            project=project,
+        )
         self.capabilities = Capabilities(
             accounting=True,
             requeue=True,
@@ -58,9 +67,6 @@ class Lsf:
             walltime_step_s=60.0,
         )
         self._whole_nodes = whole_nodes
-        self._timeout_s = timeout_s
-        self._execute = execute
-        self._environment = os.environ if environment is None else environment
 
     def render(self, job: BatchJob) -> str:
         options = script_options(job, whole_nodes=self._whole_nodes)
@@ -71,15 +77,11 @@ class Lsf:
         return bsub_command(job, script)
 
     def submit(self, job: BatchJob, script: Path) -> JobId:
-        done = self._execute(
-            bsub_command(job, script),
-            timeout_s=self._timeout_s,
-            environment=bsub_environment(self._environment),
-        )
-        return parse_submitted(done)
+        environment = bsub_environment(self._environment)
+        return parse_submitted(self._run(bsub_command(job, script), environment))
 
     def observe(self) -> Observation:
-        return Observation(self._jobs())
+        return self._parted(self._jobs(everybody=bool(self._project)))
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         if not jobs and not tags:
@@ -90,12 +92,12 @@ class Lsf:
         if jobs:
             check_cancelled(self._ask(bkill_command(jobs)))
 
-    def _jobs(self) -> tuple[ObservedJob, ...]:
-        return parse_bjobs(self._ask(bjobs_command()))
+    def _jobs(self, *, everybody: bool = False) -> tuple[ObservedJob, ...]:
+        return parse_bjobs(self._ask(bjobs_command(everybody=everybody)))
 
     def _ask(self, command: Sequence[str]) -> Completed:
         environment = {**bsub_environment(self._environment), "LC_ALL": "C"}
-        return self._execute(command, timeout_s=self._timeout_s, environment=environment)
+        return self._run(command, environment)
 
 
 def script_options(job: BatchJob, *, whole_nodes: bool) -> tuple[str, ...]:
@@ -140,9 +142,10 @@ def bsub_command(job: BatchJob, script: Path) -> tuple[str, ...]:
     return ("sh", "-c", _FROM_SCRIPT, str(script), "-cwd", str(job.directory), "-o", output)
 
 
-def bjobs_command() -> tuple[str, ...]:
-    """One query for all jobs of this user, those included that ended lately."""
-    return ("bjobs", "-a", "-json", "-o", _FIELDS)
+def bjobs_command(*, everybody: bool = False) -> tuple[str, ...]:
+    """One query for all jobs, of this user or of everybody, those included that ended lately."""
+    whose = ("-u", "all") if everybody else ()
+    return ("bjobs", "-a", *whose, "-json", "-o", _FIELDS)
 
 
 def bkill_command(jobs: Sequence[JobId]) -> tuple[str, ...]:

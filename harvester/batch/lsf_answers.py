@@ -120,6 +120,8 @@ def _observed(done: Completed, job: Table) -> ObservedJob:
         queue=text_if_any(done, job, "QUEUE"),
         nodes=count(done, job, "NEXEC_HOST") or len(hosts),
         node_names=",".join(hosts),
+        user=text_if_any(done, job, "USER"),
+        account=text_if_any(done, job, "PROJ_NAME"),
     )
 
 

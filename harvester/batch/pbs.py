@@ -1,8 +1,8 @@
 """PBS through its commands: qsub, qselect, qstat and qdel, PBS Professional or OpenPBS 2022.
 
-One look is ``qselect`` for the user's ids and one ``qstat`` for those: qstat alone has JSON for
-everybody's jobs only. PBS sends no warning before the end of the walltime, but SIGTERM at it; the
-runner goes by the walltime it was planned with.
+One look is ``qselect`` for the user's ids, another for the project's where they count, and one
+``qstat`` for those: qstat alone has JSON for everybody's jobs only. PBS sends no warning before the
+end of the walltime, but SIGTERM at it; the runner goes by the walltime it was planned with.
 
 Sources: qsub(1B), qstat(1B), qselect(1B) and qdel(1B) of OpenPBS 22.05, "Job States" and "Job Exit
 Codes" of the PBS Reference Guide 2022.1, src/include/job.h of OpenPBS.
@@ -10,14 +10,13 @@ Codes" of the PBS Reference Guide 2022.1, src/include/job.h of OpenPBS.
 
 from __future__ import annotations
 
-import os
-import pwd
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harvester.batch.adapter import CommandAdapter
 from harvester.batch.commands import Completed, Executor, run_command
 from harvester.batch.pbs_answers import (
     check_cancelled,
@@ -35,11 +34,14 @@ _SELECT = re.compile(r"-l\s*(?:\S*,)?select=")
 _PLACE = re.compile(r"-l\s*(?:\S*,)?place=")
 
 
-class Pbs:
+class Pbs(CommandAdapter):
     """PBS as this user sees it. Implements ``BatchSystem``; holds no state between calls."""
 
     name = "pbs"
-    capabilities = Capabilities(accounting=True, requeue=True, walltime_step_s=60.0)
+
+    capabilities = Capabilities(
+        accounting=True, requeue=True, walltime_step_s=60.0, look_commands=2
+    )
 
     def __init__(
         self,
@@ -48,11 +50,17 @@ class Pbs:
         execute: Executor = run_command,
         environment: Mapping[str, str] | None = None,
         user: str | None = None,
+        project: str = "",
     ) -> None:
-        self._timeout_s = timeout_s
-        self._execute = execute
-        self._environment = os.environ if environment is None else environment
-        self._user = user
+        super().__init__(
+            timeout_s=timeout_s,
+            execute=execute,
+            environment=environment,
+            user=user,
+            project=project,
+        )
+        if project:
+            self.capabilities = replace(self.capabilities, look_commands=3)
 
     def render(self, job: BatchJob) -> str:
         # Jobs begin in the home directory. No USR1 ever comes that the script had to survive.
@@ -65,16 +73,19 @@ class Pbs:
         return qsub_command(job, script)
 
     def submit(self, job: BatchJob, script: Path) -> JobId:
-        done = self._execute(
-            qsub_command(job, script),
-            timeout_s=self._timeout_s,
-            environment=qsub_environment(self._environment),
-        )
-        return parse_submitted(done)
+        environment = qsub_environment(self._environment)
+        return parse_submitted(self._run(qsub_command(job, script), environment))
 
     def observe(self) -> Observation:
-        ids = parse_qselect(self._ask(qselect_command(self._owner())))
-        return Observation(parse_qstat(self._ask(qstat_command(ids))) if ids else ())
+        # qselect joins user and project by "and", so that they are a question each.
+        own = parse_qselect(self._ask(qselect_command(self._owner())))
+        shared = self._of_project()
+        ids = tuple(dict.fromkeys((*own, *shared)))
+        jobs = parse_qstat(self._ask(qstat_command(ids))) if ids else ()
+        return Observation(
+            tuple(job for job in jobs if job.job_id in own),
+            tuple(job for job in jobs if job.job_id in shared),
+        )
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         found = {job.job_id: job for job in self._history(jobs)}
@@ -90,18 +101,20 @@ class Pbs:
         if jobs:
             check_cancelled(self._ask(qdel_command(jobs)))
 
+    def _of_project(self) -> tuple[JobId, ...]:
+        if not self._project:
+            return ()
+        return parse_qselect(self._ask(qselect_project_command(self._project)))
+
     def _history(self, jobs: Sequence[JobId]) -> tuple[ObservedJob, ...]:
         if not jobs:
             return ()
         done = self._ask(qstat_command(jobs, history=True))
         return () if has_no_history(done) else parse_qstat(done)
 
-    def _owner(self) -> str:
-        return self._user or pwd.getpwuid(os.getuid()).pw_name
-
     def _ask(self, command: Sequence[str]) -> Completed:
         environment = {**qsub_environment(self._environment), "LC_ALL": "C"}
-        return self._execute(command, timeout_s=self._timeout_s, environment=environment)
+        return self._run(command, environment)
 
 
 def script_options(job: BatchJob) -> tuple[str, ...]:
@@ -158,6 +171,11 @@ def qselect_command(user: str, tag: Tag | None = None) -> tuple[str, ...]:
     """The ids of this user's jobs; with a tag, of those with that name, ended ones included."""
     named = ("-x", "-N", plain_word("tag", tag)) if tag else ()
     return ("qselect", "-u", user, *named)
+
+
+def qselect_project_command(project: str) -> tuple[str, ...]:
+    """The ids of all jobs that are charged to a project, whosever they are."""
+    return ("qselect", "-A", plain_word("account", project))
 
 
 def qstat_command(jobs: Sequence[JobId], *, history: bool = False) -> tuple[str, ...]:

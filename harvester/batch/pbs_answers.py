@@ -156,6 +156,8 @@ def _observed(done: Completed, job_id: str, job: Table) -> ObservedJob:
         nodes=count(done, asked, "nodect"),
         restarts=max(0, count(done, job, "run_count") - 1),
         node_names=_hosts(text_if_any(done, job, "exec_host")),
+        user=text_if_any(done, job, "Job_Owner").partition("@")[0],
+        account=text_if_any(done, job, "Account_Name"),
     )
 
 

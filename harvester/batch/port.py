@@ -71,16 +71,21 @@ class ObservedJob:
     nodes: int = 0
     restarts: int = 0
     node_names: str = ""
+    user: str = ""  # whose it is, where a look lists the jobs of others too
+    account: str = ""  # the project that it is charged to, where the batch system says so
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """Answer of one query: every job of the user that the batch system lists now.
 
-    A job that is missing here is not ended for that; a second witness is needed.
+    A job that is missing here is not ended for that; a second witness is needed. ``of_project``
+    are the jobs of all members of the project that the adapter was told to count, ours included;
+    () without one.
     """
 
     jobs: tuple[ObservedJob, ...]
+    of_project: tuple[ObservedJob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,7 @@ class Capabilities:
     held_submission: bool = False
     exclude_nodes: bool = False
     walltime_step_s: float = 60.0  # requests are rounded up to a multiple of this
+    look_commands: int = 1  # how many commands one `observe` takes, whatever the number of jobs
 
 
 class BatchSystem(Protocol):
@@ -116,10 +122,12 @@ class BatchSystem(Protocol):
         """
 
     def observe(self) -> Observation:
-        """All jobs of this user, ours or not, in one query."""
+        """All jobs of this user, ours or not, and those of the project to count, in one query."""
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
-        """What accounting knows of these jobs or names, in one query; unknown ones are left out.
+        """What accounting knows of these jobs or names; unknown ones are left out.
+
+        One query for jobs alone, or for names alone where the batch system can be asked for many.
 
         Only final states and the current ones of jobs it still lists. Without accounting: ().
         """

@@ -9,12 +9,12 @@ Source of the state names: squeue(1) and sacct(1) of Slurm 22.05 and 24.05, "JOB
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harvester.batch.commands import Completed, Executor, run_command
+from harvester.batch.adapter import CommandAdapter
+from harvester.batch.commands import Completed
 from harvester.batch.port import (
     BatchJob,
     Capabilities,
@@ -61,15 +61,15 @@ STATES: Mapping[str, tuple[JobState, JobEnd | None]] = {
 }
 _HOLDING_REASONS = frozenset({"JobHeldUser", "JobHeldAdmin", "job_requeued_in_held_state"})
 
-# Name and user come last: a job's name may hold anything, "|" and line breaks included.
+# Name and user id come last: a job's name may hold anything, "|" and line breaks included.
 _SQUEUE_FIELDS = (
     "JobArrayID:40|,State:20|,Reason:60|,Partition:60|,NumNodes:10|,RestartCnt:10|,"
-    "NodeList:250|,Name:64|,UserID:12|"
+    "NodeList:250|,UserName:64|,Account:64|,Name:64|,UserID:12|"
 )
 _JOB_ID = r"\d+(?:_(?:\d+|\[[^|\n]*\]))?(?:\+\d+)?"
 _SQUEUE_RECORD = re.compile(
     rf"({_JOB_ID}) *\|([A-Z_]+) *\|([^|\n]*)\|([^|\n]*)\|(\d+) *\|(\d+) *\|([^|\n]*)\|"
-    r"([\s\S]*?)\|(\d[\d ]{11})\|\n"
+    r"([^|\n]*)\|([^|\n]*)\|([\s\S]*?)\|\d[\d ]{11}\|\n"
 )
 _SACCT_FIELDS = "JobID,State,ExitCode,Partition,NNodes,NodeList,JobName"
 _SACCT_RECORD = re.compile(
@@ -98,24 +98,13 @@ _NAMELESS = "allocation"  # what slurmdbd calls a job whose submission it has no
 _NO_ACCOUNTING = "accounting storage is disabled"
 
 
-class Slurm:
+class Slurm(CommandAdapter):
     """Slurm as this user sees it. Implements ``BatchSystem``; holds no state between calls."""
 
     name = "slurm"
     capabilities = Capabilities(
         accounting=True, requeue=True, exclude_nodes=True, walltime_step_s=60.0
     )
-
-    def __init__(
-        self,
-        *,
-        timeout_s: float = 30.0,
-        execute: Executor = run_command,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._execute = execute
-        self._environment = os.environ if environment is None else environment
 
     def render(self, job: BatchJob) -> str:
         return render_script(job, prefix="#SBATCH", options=script_options(job))
@@ -125,15 +114,12 @@ class Slurm:
         return sbatch_command(job, script)
 
     def submit(self, job: BatchJob, script: Path) -> JobId:
-        done = self._execute(
-            sbatch_command(job, script),
-            timeout_s=self._timeout_s,
-            environment=sbatch_environment(job, self._environment),
-        )
-        return parse_submitted(done)
+        environment = sbatch_environment(job, self._environment)
+        return parse_submitted(self._run(sbatch_command(job, script), environment))
 
     def observe(self) -> Observation:
-        return Observation(parse_squeue(self._ask(squeue_command())))
+        command = squeue_command(everybody=bool(self._project))
+        return self._parted(parse_squeue(self._ask(command)))
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         # sacct joins --jobs and --name by "and", so that ids and names are a query each.
@@ -149,8 +135,7 @@ class Slurm:
             check_cancelled(self._ask(scancel_command(jobs)))
 
     def _ask(self, command: Sequence[str]) -> Completed:
-        environment = query_environment(self._environment)
-        return self._execute(command, timeout_s=self._timeout_s, environment=environment)
+        return self._run(command, query_environment(self._environment))
 
 
 # --- command lines ---
@@ -203,16 +188,15 @@ def sbatch_command(job: BatchJob, script: Path) -> tuple[str, ...]:
     )
 
 
-def squeue_command() -> tuple[str, ...]:
-    """One query for all jobs of this user, array elements and just ended jobs included."""
-    return (
-        "squeue",
-        "--noheader",
-        "--array",
-        "--states=all",
-        "--me",
-        f"--Format={_SQUEUE_FIELDS}",
-    )
+def squeue_command(*, everybody: bool = False) -> tuple[str, ...]:
+    """One query for all jobs of this user, array elements and just ended jobs included.
+
+    For a user and a project, everybody's jobs: squeue joins the two by "and", and what it asks
+    the controller for is the same, since it picks accounts itself from the list of all jobs.
+    """
+    whose = () if everybody else ("--me",)
+    fixed = ("squeue", "--noheader", "--array", "--states=all")
+    return (*fixed, *whose, f"--Format={_SQUEUE_FIELDS}")
 
 
 def sacct_command(*, jobs: Sequence[JobId] = (), tags: Sequence[Tag] = ()) -> tuple[str, ...]:
@@ -299,7 +283,7 @@ def parse_squeue(done: Completed) -> tuple[ObservedJob, ...]:
         raise done.unavailable("failed")
     jobs = []
     for found in _records(_SQUEUE_RECORD, done):
-        job_id, state, reason, queue, nodes, restarts, node_names, name, _ = found
+        job_id, state, reason, queue, nodes, restarts, node_names, user, account, name = found
         job_state, end = read_state(state, reason.strip())
         jobs.append(
             ObservedJob(
@@ -312,6 +296,8 @@ def parse_squeue(done: Completed) -> tuple[ObservedJob, ...]:
                 nodes=int(nodes),
                 restarts=int(restarts),
                 node_names=node_names.strip(),
+                user=user.strip(),
+                account=account.strip(),
             )
         )
     return tuple(jobs)

@@ -61,7 +61,9 @@ class Desk:
     submitting: set[Tag] = field(default_factory=set)  # submissions that have not come back
     cancelling: set[Tag] = field(default_factory=set)
     waiting_for: Mapping[str, str] = field(default_factory=dict)  # tag -> why its job waits
+    # Queue -> queued and running jobs, not ours: of this user, and of all members of the project.
     other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    project_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:

@@ -66,6 +66,7 @@ def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
         nothing_more=outlook.nothing_more,
         typical=_typical(desk, outlook),
         other_jobs=desk.other_jobs,
+        project_jobs=desk.project_jobs,
         submissions_left=submissions_left(desk) if outlook.may_submit else 0,
         walltime_step_s=desk.batch.capabilities.walltime_step_s,
         node_hours_left=_node_hours_left(desk),

@@ -162,12 +162,16 @@ def pending_reasons(jobs: Iterable[ObservedJob]) -> Mapping[str, str]:
 def count_others(
     jobs: Iterable[ObservedJob], ours: frozenset[str]
 ) -> Mapping[str, tuple[int, int]]:
-    """Queue -> (queued, running) of the user's jobs that are not ours."""
+    """Queue -> (queued, running) of those jobs that are not ours.
+
+    A job that waits in several queues at once ("a,b") counts in each of them.
+    """
     found: dict[str, tuple[int, int]] = {}
     for job in jobs:
         if job.name in ours or job.state is JobState.ENDED:
             continue
-        queued, running = found.get(job.queue, (0, 0))
         waits = job.state in (JobState.QUEUED, JobState.HELD)
-        found[job.queue] = (queued + waits, running + (not waits))
+        for queue in job.queue.split(","):
+            queued, running = found.get(queue, (0, 0))
+            found[queue] = (queued + waits, running + (not waits))
     return found

@@ -75,9 +75,9 @@ class WatchBatch:
         now = self._desk.clock.monotonic()
         if self._in_flight or self._due_in(now) > 0:
             return changed
-        if self._doubtful and self._may_query():
+        if self._doubtful and self._may_query(1):
             self._ask_accounting()
-        elif self._has_reason() and self._interval_left(now) <= 0 and self._may_query():
+        elif self._has_reason() and self._interval_left(now) <= 0 and self._may_look():
             self._look()
         return changed
 
@@ -88,7 +88,7 @@ class WatchBatch:
             return settles
         if self._in_flight or not self._has_reason():
             return None
-        if not self._may_query():
+        if not self._may_look():
             return BUDGET_PAUSE_S
         return max(self._due_in(now), self._interval_left(now), 0.05)
 
@@ -103,25 +103,34 @@ class WatchBatch:
         outage = self.breaker.open_since is not None
         return self._wanted or outage or bool(self._desk.store.allocations.not_ended())
 
-    def _may_query(self) -> bool:
-        wall = self._desk.clock.now()
-        spent = self._desk.store.spendings.within("query", 60.0, wall)
-        return spent < max(1.0, self._desk.site.budgets.queries_per_minute)
+    def _may_look(self) -> bool:
+        return self._may_query(self._desk.batch.capabilities.look_commands)
+
+    def _may_query(self, commands: int) -> bool:
+        # What costs more than a minute's budget has to wait for longer than a minute.
+        budget = self._desk.site.budgets.queries_per_minute
+        window_s = 60.0 * max(1.0, commands / budget)
+        spent = self._desk.store.spendings.within("query", window_s, self._desk.clock.now())
+        return spent + commands <= max(commands, budget)
 
     def _look(self) -> None:
-        self._start("observe", self._desk.batch.observe)
+        commands = self._desk.batch.capabilities.look_commands
+        self._start("observe", self._desk.batch.observe, commands)
 
     def _ask_accounting(self) -> None:
+        """By job ids; for the sake of one query a time, jobs without one are asked for later."""
         rows = [self._desk.store.allocations.get(tag) for tag in sorted(self._doubtful)]
-        self._doubtful.clear()
         jobs = [row.job_id for row in rows if row.job_id is not None]
-        tags = [row.tag for row in rows]
-        self._start("accounting", lambda: self._desk.batch.ended(jobs, tags))
+        asked = [row.tag for row in rows if row.job_id is not None or not jobs]
+        self._doubtful.difference_update(asked)
+        tags = [] if jobs else asked
+        self._start("accounting", lambda: self._desk.batch.ended(jobs, tags), 1)
 
-    def _start(self, name: str, work: Work) -> None:
+    def _start(self, name: str, work: Work, commands: int) -> None:
         self._in_flight = True
         self._wanted = False
-        self._desk.store.spendings.add("query", self._desk.clock.now())
+        for _ in range(commands):
+            self._desk.store.spendings.add("query", self._desk.clock.now())
         deadline = 2 * self._desk.site.budgets.command_timeout_s
         self._desk.effects.start(name, work, lane="batch", deadline_s=deadline)
 
@@ -152,6 +161,7 @@ class WatchBatch:
         ours = frozenset(job.name for job in observation.jobs if job.name.startswith(prefix))
         desk.waiting_for = reconcile.pending_reasons(observation.jobs)
         desk.other_jobs = reconcile.count_others(observation.jobs, ours)
+        desk.project_jobs = reconcile.count_others(observation.of_project, ours)
         for row, item in zip(rows, known, strict=True):
             self._reconcile(row, item, observation.jobs)
         desk.plan_wanted = True

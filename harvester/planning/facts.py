@@ -57,9 +57,9 @@ class PlanInput:
     # closed or cancelled for lack of work: the results under way may bring new points.
     nothing_more: bool = False
     typical: WaitingAttempt | None = None  # stands for an unleased point: the newest task's shape
-    other_jobs: Mapping[str, tuple[int, int]] = field(
-        default_factory=dict
-    )  # queue -> queued, running
+    # Queue -> queued and running jobs, not ours: of this user, and of all members of the project.
+    other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    project_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     submissions_left: int = 0  # budget; 0 also while the breaker is open
     walltime_step_s: float = 1.0  # the batch system rounds requests up to a multiple of this
     node_hours_left: float | None = None  # after what live allocations may still use

@@ -108,7 +108,8 @@ class Limits:
         if self.jobs <= 0:
             return f"all {self.jobs_allowed} jobs that the site's budget allows are in flight"
         if self.per_queue[offer.queue.name] <= 0:
-            return f"queue {offer.queue.name} takes no more jobs of this user now"
+            queue = offer.queue
+            return f"queue {queue.name} takes no more jobs of this {queue.limits_per} now"
         if self.window is not None and self._usable_s(offer, self.window.in_s) <= 0:
             return self.window.sentence
         if offer.overhead.usable_s(self.walltime_s(offer, offer.nodes_min)) <= 0:
@@ -153,16 +154,19 @@ class Limits:
 
 
 def _others(queue: Queue, facts: PlanInput) -> tuple[int, int]:
-    """Jobs of others, waiting and running, that count against a queue's limits.
+    """Jobs that are not ours, waiting and running, that count against a queue's limits.
 
-    Behind a routing queue they are listed under other names; a QOS is not what jobs are listed
-    by, so that every job in a queue that the site does not know counts against it.
+    They are this user's, or those of all members of the project where the centre counts so. Behind
+    a routing queue they are listed under other names; a QOS is not what jobs are listed by, so
+    that every job in a queue that the site does not know counts against it. One of which no queue
+    is said counts everywhere.
     """
-    names = {queue.name, *queue.routes_to}
+    others = facts.project_jobs if queue.limits_per == "project" else facts.other_jobs
+    names = {"", queue.name, *queue.routes_to}
     if queue.kind == "qos":
         known = {item.name for item in facts.site.queues if item.kind == "queue"}
-        names |= set(facts.other_jobs) - known
-    found = [facts.other_jobs.get(name, (0, 0)) for name in names]
+        names |= set(others) - known
+    found = [others.get(name, (0, 0)) for name in names]
     return sum(waiting for waiting, _ in found), sum(running for _, running in found)
 
 

@@ -71,12 +71,12 @@ class Bench:
         return path.read_text() if path.exists() else ""
 
 
-MAKERS: Mapping[str, Callable[[Mapping[str, str]], BatchSystem]] = {
-    "slurm": lambda environment: Slurm(environment=environment),
-    "pbs": lambda environment: Pbs(environment=environment),
-    "lsf": lambda environment: Lsf(environment=environment),
-    "flux": lambda environment: Flux(environment=environment),
-    "gridengine": lambda environment: GridEngine(environment=environment),
+MAKERS: Mapping[str, Callable[..., BatchSystem]] = {
+    "slurm": Slurm,
+    "pbs": Pbs,
+    "lsf": Lsf,
+    "flux": Flux,
+    "gridengine": GridEngine,
 }
 
 
@@ -88,7 +88,8 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         local.shut_down()
         return
     with FakeCluster(tmp_path / "cluster", request.param) as cluster:
-        yield Bench(MAKERS[request.param](cluster.environment(os.environ)), tmp_path)
+        environment = cluster.environment(os.environ)
+        yield Bench(MAKERS[request.param](environment=environment), tmp_path)
 
 
 class TestBatchPort:
@@ -218,3 +219,40 @@ class TestBatchPort:
         second = bench.submit(replace(bench.job("true", tag=OTHER), exclude_nodes=(name,)))
 
         assert name not in bench.wait_for_end(second).node_names.split(",")
+
+
+@pytest.mark.parametrize("system", MAKERS)
+class TestJobsOfOthers:
+    """What only batch systems with several users can show."""
+
+    def test_jobs_of_others_are_no_jobs_of_ours(self, system: str, tmp_path: Path) -> None:
+        with FakeCluster(tmp_path / "cluster", system) as cluster:
+            bench = Bench(MAKERS[system](environment=cluster.environment(os.environ)), tmp_path)
+            cluster.plant(user="mate", account="proj", name=TAG)
+            job = bench.submit(bench.job("sleep", "60", tag=OTHER))
+
+            seen = bench.batch.observe()
+
+            assert [found.job_id for found in seen.jobs] == [job]
+            assert seen.of_project == ()
+
+    def test_jobs_of_the_project_are_listed_apart_whosever_they_are(
+        self, system: str, tmp_path: Path
+    ) -> None:
+        with FakeCluster(tmp_path / "cluster", system) as cluster:
+            make = MAKERS[system]
+            batch = make(environment=cluster.environment(os.environ), project="proj")
+            bench = Bench(batch, tmp_path)
+            cluster.plant(user="mate", account="proj", name="waits", queue="debug")
+            cluster.plant(user="mate", account="else")
+            ours = bench.submit(replace(bench.job("sleep", "60"), account="proj"))
+            mine = bench.submit(replace(bench.job("sleep", "60", tag=OTHER), account="else"))
+
+            seen = batch.observe()
+
+            assert [found.job_id for found in seen.jobs] == [ours, mine]
+            (waits,) = [found for found in seen.of_project if found.job_id != ours]
+            assert (waits.name, waits.state) == ("waits", JobState.HELD)
+            # Grid Engine names no queue of a job that waits.
+            assert waits.queue in ("debug", "")
+            assert len(seen.of_project) == 2

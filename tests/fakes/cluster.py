@@ -51,6 +51,15 @@ class FakeCluster:
         """``base`` with the fake commands in front of its PATH."""
         return {**base, "PATH": f"{self._bin}:{base.get('PATH', '/usr/bin:/bin')}"}
 
+    def plant(self, **job: object) -> None:
+        """A job that is none of ours: user, account, and what the dialect shows of it."""
+        path = self.directory / "jobs.json"
+        jobs = json.loads(path.read_text()) if path.exists() else []
+        usual = {"name": "theirs", "queue": "batch", "nodes": 1, "gpus": 0, "cpus": 0, "slots": 1}
+        state = {"state": "held", "exit": None, "on": [], "pid": 0, "restarts": 0, "exclude": []}
+        known = {"id": str(len(jobs) + 1), "account": "", "walltime": "00:01:00"}
+        path.write_text(json.dumps([*jobs, {**usual, **state, **known, **job}]))
+
     def fault(self, **faults: str) -> None:
         """From now on these commands misbehave.
 

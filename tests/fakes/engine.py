@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import getpass
 import json
 import os
 import shlex
@@ -48,12 +49,15 @@ class Cluster:
         (self.directory / "jobs.json").write_text(json.dumps(self.jobs))
 
     def add(self, job: Job) -> str:
-        """Queue a job: name, script (text), directory, output, nodes, gpus, cpus, exclude."""
+        """Queue a job of ours: name, account, script (text), directory, output, nodes, gpus, cpus,
+        exclude.
+        """
         job_id = str(len(self.jobs) + 1)
         path = self.directory / f"{job_id}.sh"
         path.write_text(job["script"], errors="surrogateescape")
         fresh: Job = {
             "id": job_id,
+            "user": getpass.getuser(),
             "state": "pending",
             "exit": None,
             "on": [],
@@ -78,6 +82,14 @@ class Cluster:
                 os.killpg(job["pid"], signal.SIGTERM)
         elif job["state"] in ("pending", "held"):
             job["state"] = "cancelled"
+
+    def jobs_of(self, user: str | None = None, account: str | None = None) -> list[Job]:
+        """The jobs of a user, those charged to an account, or all."""
+        return [
+            job
+            for job in self.jobs
+            if user in (None, job["user"]) and account in (None, job["account"])
+        ]
 
     def find(self, job_id: str) -> Job | None:
         return next((job for job in self.jobs if job["id"] == job_id), None)

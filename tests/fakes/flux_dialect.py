@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import re
@@ -54,6 +55,7 @@ def batch(cluster: Cluster, argv: list[str]) -> int:
             "cpus": CPUS,
             "exclude": options.requires.removeprefix("-host:").split(","),
             "queue": options.queue or "batch",
+            "account": options.setattr.removeprefix("system.bank="),
         }
     )
     print(f"\N{LATIN SMALL LETTER F WITH HOOK}{_f58(job_id)}")
@@ -61,7 +63,8 @@ def batch(cluster: Cluster, argv: list[str]) -> int:
 
 
 def jobs(cluster: Cluster, argv: list[str]) -> int:
-    print(json.dumps({"jobs": [_record(job) for job in cluster.jobs]}))
+    listed = cluster.jobs_of(None if "-A" in argv else getpass.getuser())
+    print(json.dumps({"jobs": [_record(job) for job in listed]}))
     return 0
 
 
@@ -87,7 +90,9 @@ def getattr_(cluster: Cluster, argv: list[str]) -> int:
 def _record(job: Job) -> dict[str, object]:
     found: dict[str, object] = {
         "id": int(job["id"]) << _SHIFT,
-        "userid": os.getuid(),
+        "userid": os.getuid() + (job["user"] != getpass.getuser()),
+        "username": job["user"],
+        "bank": job["account"],
         "urgency": 0 if job["state"] == "held" else 16,
         "priority": 16,
         "t_submit": 1700000000.25,

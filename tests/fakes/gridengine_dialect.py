@@ -46,6 +46,7 @@ def qsub(cluster: Cluster, argv: list[str]) -> int:
         "cpus": slots // nodes,
         "exclude": re.findall(r"[^!(|)]+", options.get("-l h", "")),
         "queue": queue,
+        "account": options.get("-P", ""),
         "slots": slots,
     }
     print(cluster.add(job))
@@ -53,7 +54,9 @@ def qsub(cluster: Cluster, argv: list[str]) -> int:
 
 
 def qstat(cluster: Cluster, argv: list[str]) -> int:
-    listed = [job for job in cluster.jobs if job["state"] in _STATES]
+    user = argv[argv.index("-u") + 1]
+    asked = cluster.jobs_of(None if user == "*" else user)
+    listed = [job for job in asked if job["state"] in _STATES]
     print("<?xml version='1.0'?>\n<job_info xmlns:xsd=\"http://example.org/qstat.xsd\">")
     for part, waits in (("queue_info", False), ("job_info", True)):
         shown = [_listed(job) for job in listed if (job["state"] in ("pending", "held")) is waits]
@@ -109,7 +112,8 @@ def _listed(job: Job) -> str:
         "JB_job_number": job["id"],
         "JAT_prio": "0.50000",
         "JB_name": job["name"],
-        "JB_owner": getpass.getuser(),
+        "JB_owner": job["user"],
+        "JB_project": job["account"],
         "state": _STATES[job["state"]],
         "queue_name": f"{job['queue']}@{job['on'][0]}" if job["on"] else "",
         "slots": str(job["slots"]),

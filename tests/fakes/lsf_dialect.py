@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import re
 import shlex
@@ -57,6 +58,7 @@ def bsub(cluster: Cluster, argv: list[str]) -> int:
             "cpus": per_node,
             "exclude": re.findall(r"hname!='([^']*)'", required),
             "queue": options.q or "batch",
+            "account": options.P or "default",
         }
     )
     chosen = f"queue <{options.q}>" if options.q else "default queue <batch>"
@@ -67,7 +69,8 @@ def bsub(cluster: Cluster, argv: list[str]) -> int:
 def bjobs(cluster: Cluster, argv: list[str]) -> int:
     fields = argv[argv.index("-o") + 1].upper().split()
     records = []
-    for job in cluster.jobs:
+    everybody = "-u" in argv and argv[argv.index("-u") + 1] == "all"
+    for job in cluster.jobs_of(None if everybody else getpass.getuser()):
         values = _values(job)
         records.append({field: values[field] for field in fields})
     print(json.dumps({"COMMAND": "bjobs", "JOBS": len(records), "RECORDS": records}, indent=2))
@@ -98,6 +101,8 @@ def _values(job: Job) -> dict[str, str]:
         "STAT": _STATES[job["state"]],
         "JOB_NAME": job["name"],
         "QUEUE": job["queue"],
+        "USER": job["user"],
+        "PROJ_NAME": job["account"],
         "NEXEC_HOST": str(len(job["on"])) if job["on"] else "",
         "EXEC_HOST": ":".join(f"{job['cpus']}*{name}" for name in job["on"]),
         "PEND_REASON": waits if job["state"] == "pending" else "",

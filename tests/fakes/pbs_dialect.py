@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 import shlex
@@ -43,6 +42,7 @@ def qsub(cluster: Cluster, argv: list[str]) -> int:
             "cpus": chunk.get("ncpus", 1),
             "exclude": [],
             "queue": queue,
+            "account": options.get("-A", ""),
             "walltime": options["-l walltime"],
         }
     )
@@ -52,7 +52,9 @@ def qsub(cluster: Cluster, argv: list[str]) -> int:
 
 def qselect(cluster: Cluster, argv: list[str]) -> int:
     name = argv[argv.index("-N") + 1] if "-N" in argv else None
-    for job in cluster.jobs:
+    user = argv[argv.index("-u") + 1] if "-u" in argv else None
+    account = argv[argv.index("-A") + 1] if "-A" in argv else None
+    for job in cluster.jobs_of(user, account):
         if ("-x" in argv or _is_listed(job)) and name in (None, job["name"]):
             print(f"{job['id']}.{SERVER}")
     return 0
@@ -119,7 +121,8 @@ def _is_listed(job: Job) -> bool:
 def _attributes(job: Job) -> dict[str, object]:
     found: dict[str, object] = {
         "Job_Name": job["name"],
-        "Job_Owner": f"{getpass.getuser()}@login1",
+        "Job_Owner": f"{job['user']}@login1",
+        **({"Account_Name": job["account"]} if job["account"] else {}),
         "job_state": _STATES.get(job["state"], "F"),
         "queue": job["queue"],
         "substate": _SUBSTATES.get(job["state"], 10),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import re
 import shlex
@@ -63,6 +64,7 @@ def sbatch(cluster: Cluster, argv: list[str]) -> int:
         "cpus": options.cpus_per_task,
         "exclude": options.exclude.split(","),
         "queue": options.partition or "batch",
+        "account": options.account,
     }
     print(cluster.add(job))
     return 0
@@ -71,7 +73,7 @@ def sbatch(cluster: Cluster, argv: list[str]) -> int:
 def squeue(cluster: Cluster, argv: list[str]) -> int:
     (layout,) = [word.split("=", 1)[1] for word in argv if word.startswith("--Format=")]
     fields = re.findall(r"(\w+):(\d+)([^,]*)", layout)
-    for job in cluster.jobs:
+    for job in cluster.jobs_of(getpass.getuser() if "--me" in argv else None):
         values = _fields(job)
         print("".join(f"{values[name][: int(w)]:<{w}}{end}" for name, w, end in fields))
     return 0
@@ -120,6 +122,8 @@ def _fields(job: Job) -> dict[str, str]:
         "Name": job["name"],
         "JobName": job["name"],
         "UserID": str(os.getuid()),
+        "UserName": job["user"],
+        "Account": job["account"],
     }
 
 

@@ -39,10 +39,11 @@ class Bench:
     user: str
     directory: Path
     submitted: list[JobId] = field(default_factory=list)
+    project: str = ""
 
     @property
     def batch(self) -> Slurm:
-        return Slurm(execute=self._execute)
+        return Slurm(execute=self._execute, user=self.user, project=self.project)
 
     def _execute(
         self, argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]
@@ -207,6 +208,28 @@ def test_excluded_nodes_are_left_out(bench: Bench) -> None:
 def test_refusal_comes_in_slurms_words(bench: Bench, fields: dict[str, object], words: str) -> None:
     with pytest.raises(SubmissionRefused, match=words):
         bench.submit(replace(bench.job("true"), **fields))  # type: ignore[arg-type]
+
+
+def test_jobs_of_the_project_are_listed_apart_whosever_they_are(bench: Bench) -> None:
+    mate = Bench(bench.cluster, "root", bench.cluster.directory())
+    bench.project = "proj"
+    nobody_runs = ("--begin=now+1hour",)
+    try:
+        theirs = mate.submit(replace(mate.job("true"), account="proj", directives=nobody_runs))
+        foreign = mate.submit(replace(mate.job("true"), account="root", directives=nobody_runs))
+        ours = bench.submit(replace(bench.job("true"), account="proj", directives=nobody_runs))
+
+        seen = bench.batch.observe()
+    finally:
+        mate.batch.cancel(mate.submitted)
+        shutil.rmtree(mate.directory)
+
+    shown = {job.job_id for job in seen.jobs}
+    of_project = {job.job_id: (job.user, job.account, job.queue) for job in seen.of_project}
+    assert (ours in shown, theirs in shown, foreign in shown) == (True, False, False)
+    assert of_project[ours] == ("hpcuser", "proj", "batch")
+    assert of_project[theirs] == ("root", "proj", "batch")
+    assert foreign not in of_project
 
 
 def test_jobs_with_wild_names_are_listed_beside_ours(bench: Bench) -> None:

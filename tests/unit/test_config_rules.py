@@ -79,6 +79,11 @@ def test_sound_site_breaks_no_rule() -> None:
             "submission.gpu_request other than none",
         ),
         (
+            {"queues": [queue(limits_per="project")]},
+            "queues.0.limits_per",
+            "queue prod counts the jobs of a project; expected its `account`",
+        ),
+        (
             {"containers": {"only": True}},
             "containers.runtime",
             "expected a runtime: bare payloads are refused here",
@@ -158,6 +163,12 @@ def test_rule_names_key_and_reason(keys: dict[str, Any], where: str, sentence: s
         {"routing_queues": {"prod": ["small", "medium"]}},
         {"node": {"gpus": 4, "cores": 32, "gpu_order": ["3", "2", "1", "0"]}},
         {"budgets": {"query_interval": "120s", "query_interval_min": "120s"}},
+        {"queues": [queue(limits_per="project")], "account": "abc123"},
+        {
+            "queues": [queue(limits_per="project", bins=[{"nodes": 1, "walltime": "1h"}])],
+            "batch_system": "local",
+            "runner": {},
+        },
     ],
 )
 def test_what_a_rule_asks_for_satisfies_it(keys: dict[str, Any]) -> None:

@@ -168,3 +168,8 @@ def test_other_jobs_of_the_user_count_against_the_queues_limits() -> None:
         job(JobState.ENDED, name="mine", queue="q"),
     ]
     assert count_others(jobs, frozenset({str(TAG)})) == {"q": (2, 1)}
+
+
+def test_a_job_that_waits_in_several_queues_counts_in_each() -> None:
+    jobs = [job(JobState.QUEUED, name="mine", queue="a,b"), job(JobState.RUNNING, queue="b")]
+    assert count_others(jobs, frozenset()) == {"a": (1, 0), "b": (1, 1)}

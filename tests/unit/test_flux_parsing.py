@@ -27,6 +27,7 @@ RUNNING = {
     "state": "RUN",
     "name": "habcde-aaaaaa",
     "queue": "pbatch",
+    "bank": "proj",
     "ntasks": 2,
     "nnodes": 2,
     "ranks": "[0-1]",
@@ -81,6 +82,8 @@ def test_a_running_job_is_read_with_its_nodes() -> None:
         queue="pbatch",
         nodes=2,
         node_names="tuolumne[1001-1002]",
+        user="1000",
+        account="proj",
     )
 
 

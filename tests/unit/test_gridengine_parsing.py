@@ -41,6 +41,7 @@ def listing(state: str = "r", *, name: str = TAG, queue: str = "all.q@n1", slots
       <JAT_prio>0.50000</JAT_prio>
       <JB_name>{name}</JB_name>
       <JB_owner>user</JB_owner>
+      <JB_project>proj</JB_project>
       <state>{state}</state>
       <JAT_start_time>2026-11-21T16:05:16</JAT_start_time>
       <queue_name>{queue}</queue_name>
@@ -66,6 +67,8 @@ def test_running_job_is_read_with_its_queue_and_first_host() -> None:
         reason="r",
         queue="all.q",
         node_names="n1",
+        user="user",
+        account="proj",
     )
 
 

@@ -49,7 +49,7 @@ VALUES = (
     "harvester.ids",
 )
 EDGE = ("daemon", "store", "spool", "lease", "effects", "recover", "fold", "status")
-SHARED_BY_ADAPTERS = ("answers", "port", "commands", "script")
+SHARED_BY_ADAPTERS = ("adapter", "answers", "port", "commands", "script")
 HEAVY = {
     "requests": ("harvester.central.http",),
     "yaml": ("harvester.config_yaml",),

@@ -25,6 +25,8 @@ RUNNING = {
     "SUSPEND_REASON": "",
     "EXIT_CODE": "",
     "EXIT_REASON": "",
+    "USER": "user",
+    "PROJ_NAME": "proj",
 }
 
 
@@ -52,6 +54,8 @@ def test_a_running_job_is_read_with_its_nodes() -> None:
         queue="batch",
         nodes=2,
         node_names="a01n01,a01n02",
+        user="user",
+        account="proj",
     )
 
 

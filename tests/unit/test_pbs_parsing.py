@@ -24,6 +24,7 @@ from harvester.model import JobId, Tag
 RUNNING = {
     "Job_Name": "habcde-aaaaaa",
     "Job_Owner": "user@login1",
+    "Account_Name": "proj",
     "job_state": "R",
     "queue": "prod",
     "exec_host": "nid001/0*32+nid001/1*32+nid002/0*32",
@@ -62,6 +63,8 @@ def test_a_running_job_is_read_with_its_nodes_and_restarts() -> None:
         nodes=2,
         restarts=1,
         node_names="nid001,nid002",
+        user="user",
+        account="proj",
     )
 
 

@@ -100,8 +100,11 @@ def test_shape_that_fits_no_node_keeps_its_own_reason() -> None:
 # --- the user's other jobs ---
 
 
-def room(queue: Queue, other_jobs: dict[str, tuple[int, int]]) -> int:
-    given = facts(site=site(queue=queue), other_jobs=other_jobs)
+Jobs = dict[str, tuple[int, int]]
+
+
+def room(queue: Queue, other_jobs: Jobs, project_jobs: Jobs | None = None) -> int:
+    given = facts(site=site(queue=queue), other_jobs=other_jobs, project_jobs=project_jobs or {})
     return Limits.of(given).per_queue[queue.name]
 
 
@@ -117,6 +120,26 @@ def test_jobs_behind_a_routing_queue_or_in_any_partition_of_a_qos_count(
     queue: Queue, left: int
 ) -> None:
     assert room(queue, {"prod": (1, 1), "small": (2, 1), "large": (1, 1), "else": (0, 1)}) == left
+
+
+def test_a_job_of_unknown_queue_counts_against_every_queue() -> None:
+    assert room(Queue(name="prod", bins=(), total_max=10), {"": (2, 0), "prod": (1, 0)}) == 7
+
+
+@pytest.mark.parametrize(("limits_per", "left"), [("user", 9), ("project", 4)])
+def test_where_the_centre_counts_by_project_all_its_members_jobs_count(
+    limits_per: str, left: int
+) -> None:
+    queue = Queue(name="prod", bins=(), total_max=10, limits_per=limits_per)
+    assert room(queue, {"prod": (0, 1)}, {"prod": (2, 4)}) == left
+
+
+def test_a_full_queue_says_whose_jobs_fill_it() -> None:
+    queue = replace(site().queues[0], total_max=3, limits_per="project")
+    given = facts(site=site(queue=queue), project_jobs={queue.name: (2, 1)}, submissions_left=9)
+    (offer, *_) = offers(given.site, Overhead(60.0))
+    sentence = f"queue {queue.name} takes no more jobs of this project now"
+    assert Limits.of(given).refusal(offer) == sentence
 
 
 # --- queues for tests ---

@@ -36,7 +36,8 @@ def squeue_line(
     nodes: str = "2",
 ) -> str:
     front = f"{job:<40}|{state:<20}|{reason:<60}|{'batch':<60}|{nodes:<10}|1         |"
-    return f"{front}{'':250}|{name:<64}|1000        |\n"
+    whose = f"{'ada':<64}|{'proj':<64}"
+    return f"{front}{'':250}|{whose}|{name:<64}|1000        |\n"
 
 
 # --- squeue ---
@@ -52,6 +53,8 @@ def test_a_pending_job_is_read_with_its_reason_and_restarts() -> None:
             queue="batch",
             nodes=2,
             restarts=1,
+            user="ada",
+            account="proj",
         ),
     )
 
