@@ -27,6 +27,8 @@ _BLAMES = {
 }
 # A submission without an answer is declared absent after this many looks that did not show it.
 LOOKS_FOR_ABSENCE = 2
+# A runner speaks every 30 s; some of its last words may be lost on the way.
+LAST_WORD_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,21 @@ def gone(known: Known, job: ObservedJob, witness: str) -> Gone:
     end = job.end or JobEnd.UNKNOWN
     words = f"{end.value}: {job.reason}" if job.reason else end.value
     return Gone(known.tag, witness, words, _BLAMES.get(end, Blame.SITE))
+
+
+def blame_for_lost(end: Blame, remaining_s: float | None) -> Blame:
+    """Whom attempts without a last word are blamed on when their allocation ends.
+
+    A walltime is to blame only if the runner lived to see it: a payload whose runner died early
+    had no chance of getting further.
+
+    Args:
+        end: what the end of the job itself is blamed on.
+        remaining_s: until the runner's drain point at its last word; None if it never told.
+    """
+    if end is Blame.WALLTIME and (remaining_s is None or remaining_s > LAST_WORD_S):
+        return Blame.SITE
+    return end
 
 
 def is_suspiciously_empty(known: Iterable[Known], jobs: tuple[ObservedJob, ...]) -> bool:

@@ -13,7 +13,7 @@ from harvester.daemon.reconcile import Absent, Doubtful, Finding, Gone, Known, L
 from harvester.effects import Finished, Work
 from harvester.errors import BatchUnavailable
 from harvester.ids import tag_prefix
-from harvester.model import AllocationState, JobId, Tag
+from harvester.model import AllocationState, Blame, JobId, Tag
 from harvester.spool.intake import writer_of
 from harvester.store.allocations import AllocationRow
 
@@ -281,13 +281,14 @@ class WatchBatch:
     def _end(self, row: AllocationRow) -> None:
         # Neither a runner that said good-bye nor one that never was can have started them.
         returns = row.runner == "ended" or (not row.runner and row.started_at is None)
+        blame = reconcile.blame_for_lost(Blame(row.end_blame or Blame.SITE), row.remaining_s)
         self._desk.journal.record(
             "allocation_ended",
             {
                 "tag": row.tag,
                 "witness": row.end_witness,
                 "reason": row.end_reason,
-                "blame": row.end_blame,
+                "blame": blame.value,
                 "returns": returns,
             },
         )

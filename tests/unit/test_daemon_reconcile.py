@@ -14,6 +14,7 @@ from harvester.daemon.reconcile import (
     Known,
     Listed,
     Unseen,
+    blame_for_lost,
     count_others,
     find_job,
     is_suspiciously_empty,
@@ -124,6 +125,21 @@ def test_the_end_of_a_job_is_never_blamed_on_a_point(end: JobEnd | None, blame: 
     finding = judge_listed(known(), job(JobState.ENDED, end=end))
     assert isinstance(finding, Gone)
     assert finding.blame is blame
+
+
+@pytest.mark.parametrize(
+    ("end", "remaining_s", "blame"),
+    [
+        (Blame.WALLTIME, 20.0, Blame.WALLTIME),
+        (Blame.WALLTIME, 1800.0, Blame.SITE),
+        (Blame.WALLTIME, None, Blame.SITE),
+        (Blame.NODE, 1800.0, Blame.NODE),
+    ],
+)
+def test_walltime_is_to_blame_only_for_runners_that_lived_to_see_it(
+    end: Blame, remaining_s: float | None, blame: Blame
+) -> None:
+    assert blame_for_lost(end, remaining_s) is blame
 
 
 @pytest.mark.parametrize(
