@@ -8,11 +8,12 @@ from typing import Any
 
 from harvester.central.port import Receipt, Report, Result, ResultFile
 from harvester.clock import iso
+from harvester.daemon.aside import ASIDE_AT_MOST_S, SetAside
 from harvester.daemon.budgets import Backoff
 from harvester.daemon.desk import Desk
 from harvester.daemon.points import LeasePoints, report_central, stop_leases
 from harvester.effects import Finished
-from harvester.errors import CentralRefused, Fenced
+from harvester.errors import CentralRefused, Fenced, StorageUnavailable
 from harvester.ids import try_of
 from harvester.model import Attempt, AttemptId, AttemptState, Blame, LeaseId
 from payload_runner.protocol import BadRecord, FileRef, from_fields
@@ -41,6 +42,7 @@ class Deliver:
         self._delivering: tuple[AttemptId, ...] = ()
         self._told: Told = ()
         self._uploading = False
+        self._aside = SetAside()
         self._reported_at = float("-inf")
         self._at_once = RESULTS_AT_ONCE
 
@@ -171,41 +173,57 @@ class Deliver:
 
     def _upload(self) -> bool:
         desk = self._desk
-        for attempt in desk.store.attempts.to_upload(1):
-            files = _files(desk.store.attempts.outcome(attempt.attempt))
-            try:
-                paths = [(desk.spool.committed(ref), ref) for _, ref in files]
-            except BadRecord as error:
-                self._give_up_files(attempt.attempt, error)
-                return True
+        attempt = desk.store.attempts.to_upload(self._aside.now(desk.clock.monotonic()))
+        if attempt is None:
+            return False
+        files = _files(desk.store.attempts.outcome(attempt.attempt))
+        try:
+            paths = [(desk.spool.committed(ref), ref) for _, ref in files]
+        except BadRecord as error:
+            self._give_up_files(attempt.attempt, error)
+            return True
 
-            def upload(paths: list[Any] = paths) -> None:
-                for path, ref in paths:
-                    desk.central.upload(path, ref.sha256, ref.size)
+        def upload() -> None:
+            for path, ref in paths:
+                desk.central.upload(path, ref.sha256, ref.size)
 
-            self._uploading = True
-            desk.effects.start(
-                f"upload:{attempt.attempt}", upload, lane="staging", deadline_s=600.0
-            )
-        return self._uploading
+        self._uploading = True
+        desk.effects.start(f"upload:{attempt.attempt}", upload, lane="staging", deadline_s=600.0)
+        return True
 
     def _take_upload(self, finished: Finished) -> None:
         self._uploading = False
         attempt = AttemptId(finished.name.partition(":")[2])
         if finished.error is None:
             self._upload_backoff.succeeded()
+            self._aside.forget(attempt)
             self._desk.problems.clear("upload")
             self._desk.journal.record("uploaded", {"attempt": attempt})
         elif isinstance(finished.error, (CentralRefused, FileNotFoundError)):
             self._give_up_files(attempt, finished.error)
+        elif isinstance(finished.error, StorageUnavailable):
+            self._set_aside(attempt, finished.error)
         else:
             self._upload_backoff.failed(self._desk.clock.monotonic())
             what = f"the files of attempt {attempt} cannot be uploaded: {finished.error}"
             self._desk.problems.report("upload", what, "see whether the central service runs")
 
+    def _set_aside(self, attempt: AttemptId, error: StorageUnavailable) -> None:
+        """Its files cannot be read here: those of others may, and the service is not to blame."""
+        now = self._desk.clock.monotonic()
+        if self._aside.add(attempt, now):
+            self._give_up_files(attempt, error)
+            return
+        # One unreadable file costs others a second; a file system that is away is asked seldom.
+        self._upload_backoff.failed(now)
+        what = f"the files of attempt {attempt} cannot be read: {error}"
+        cure = f"mend that within {ASIDE_AT_MOST_S / 3600:g} h, or its result is told without them"
+        self._desk.problems.report("upload", what, cure)
+
     def _give_up_files(self, attempt: AttemptId, error: Exception) -> None:
         """A loss is worth more than its archive: deliver without."""
         log.error("Deliver without files. attempt=%s reason=%s", attempt, error)
+        self._aside.forget(attempt)
         store = self._desk.store
         outcome = store.attempts.outcome(attempt)
         kept = {name: value for name, value in outcome.items() if not name.endswith("_file")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,9 +241,11 @@ class Attempts:
             f" ORDER BY ended_at LIMIT {limit:d}"
         )
 
-    def to_upload(self, limit: int) -> tuple[Attempt, ...]:
-        """Attempts with files that the service does not have yet."""
-        return self._select(f"judged = 1 AND delivered < 2 AND uploads > 0 LIMIT {limit:d}")
+    def to_upload(self, but: Collection[AttemptId] = ()) -> Attempt | None:
+        """An attempt with files that the service does not have yet, none of ``but``."""
+        waiting = "judged = 1 AND delivered < 2 AND uploads > 0 ORDER BY attempt LIMIT"
+        found = self._select(f"{waiting} {len(but) + 1:d}")
+        return next((attempt for attempt in found if attempt.attempt not in but), None)
 
     def undelivered(self) -> tuple[int, float | None]:
         """How many outcomes wait for the service, and since when the oldest does."""

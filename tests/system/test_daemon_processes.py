@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,9 @@ from harvester.batch.local import LocalBatch
 from harvester.batch.port import JobState
 from harvester.central.port import LeaseRequest, Receipt, Result
 from harvester.clock import SystemClock
-from harvester.daemon import Daemon
+from harvester.daemon import Daemon, aside
 from harvester.effects import ThreadEffects
+from harvester.errors import StorageUnavailable
 from harvester.model import JobId
 from harvester.simulation.central import SimulatedCentral
 from harvester.site import Budgets, PlanningChoice, Queue, RunnerChoice, Site, WalltimeBin
@@ -68,7 +70,7 @@ class Place:
             assert not thread.is_alive()
 
 
-def make_place(root: Path, points: int, command: str) -> Place:
+def make_place(root: Path, points: int, command: str, **payload_options: Any) -> Place:
     state = root / "state"
     bins = (WalltimeBin(nodes_min=1, nodes_max=2, walltime_max_s=600.0),)
     site = Site(
@@ -84,7 +86,7 @@ def make_place(root: Path, points: int, command: str) -> Place:
         runner=RunnerChoice(python=sys.executable, drain_margin_s=1.0, idle_exit_s=1.0),
         planning=PlanningChoice(boot_margin_s=1.0, default_expected_s=30.0),
     )
-    payload = PayloadSpec("p1", command, Shape(gpus_per_node=1.0))
+    payload = PayloadSpec("p1", command, Shape(gpus_per_node=1.0), **payload_options)
     central = SimulatedCentral(
         SystemClock(), payload, [{"x": n} for n in range(points)], files=RealFiles()
     )
@@ -141,6 +143,30 @@ def median_delay_s(root: Path) -> float:
     assert len(late) == 8
     end_jobs(place)
     return late[4]
+
+
+def test_files_that_cannot_be_read_hold_up_no_others_and_no_loss_for_ever(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(root, 3, f"echo $HARVESTER_POINT > m.txt; {COMMAND}", metrics_name="m.txt")
+    unreadable: list[Path] = []
+
+    def upload(path: Path, sha256: str, size: int) -> None:
+        if path in unreadable or not unreadable:
+            unreadable[:] = [path]
+            raise StorageUnavailable(f"cannot read {path}: Input/output error")
+
+    place.central.upload = upload  # type: ignore[method-assign]
+    with place.running():
+        wait_until(lambda: place.central.unsettled == 1)
+        monkeypatch.setattr(aside, "ASIDE_AT_MOST_S", 0.0)
+        monkeypatch.setattr(aside, "ASIDE_S", 0.0)
+        assert place.central.unsettled == 1
+    with place.running():
+        wait_until(lambda: place.central.unsettled == 0)
+    files = sorted(len(result.files) for result in place.central.books.results.values())
+    assert files == [0, 1, 1]
+    end_jobs(place)
 
 
 def test_rounds_from_cron_come_to_the_same_end(root: Path) -> None:
