@@ -116,6 +116,8 @@ class Attempts:
             raise IllegalTransition(f"{error}{self._history.text(attempt)}") from None
         if moved is None:
             return False
+        if columns and "duration_s" in columns:
+            self._spend(attempt, columns["duration_s"])
         self.change(attempt, {"state": to.value, "since": at, **(columns or {})})
         self._tally(row[1], current.value, -1)
         self._tally(row[1], to.value, 1)
@@ -329,9 +331,7 @@ class Attempts:
     def spent_s(self, task: TaskId) -> dict[str, float]:
         """Payload -> run time of the task's attempts that have ended, whatever their outcome."""
         rows = self._connection.execute(
-            "SELECT l.payload_id, sum(a.duration_s) FROM attempts a JOIN leases l"
-            f" ON l.lease = a.lease WHERE a.task = ? AND NOT a.{_LIVE} GROUP BY l.payload_id",
-            (task,),
+            "SELECT payload_id, seconds FROM spent WHERE task = ?", (task,)
         )
         return {payload_id: float(seconds) for payload_id, seconds in rows}
 
@@ -360,6 +360,14 @@ class Attempts:
         self._connection.executemany(
             "DELETE FROM reports WHERE attempt = ? AND step = ? AND fields = ?",
             [(attempt, value["step"], json.dumps(value)) for attempt, value in told],
+        )
+
+    def _spend(self, attempt: AttemptId, duration_s: float) -> None:
+        self._connection.execute(
+            "INSERT INTO spent SELECT a.task, l.payload_id, ?1 - a.duration_s FROM attempts a"
+            " JOIN leases l ON l.lease = a.lease WHERE a.attempt = ?2"
+            " ON CONFLICT (task, payload_id) DO UPDATE SET seconds = seconds + excluded.seconds",
+            (duration_s, attempt),
         )
 
     def _tally(self, task: TaskId, state: str, by: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = "3"
+VERSION = "4"
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -72,6 +72,7 @@ CREATE INDEX live_attempts ON attempts (state, tag)
     WHERE state IN ('leased', 'ordered', 'running');
 CREATE INDEX attempts_of_lease ON attempts (lease);
 CREATE INDEX attempts_of_point ON attempts (task, point, number);
+CREATE INDEX started_in ON attempts (tag) WHERE started_at IS NOT NULL;
 CREATE INDEX successes ON attempts (ended_at) WHERE state = 'succeeded';
 CREATE INDEX unjudged ON attempts (attempt)
     WHERE judged = 0 AND state NOT IN ('leased', 'ordered', 'running');
@@ -81,6 +82,11 @@ CREATE INDEX unwanted ON attempts (attempt) WHERE unwanted IS NOT NULL AND stop_
 CREATE TABLE tallies (             -- attempts counted, so that a view need not
     task TEXT NOT NULL, state TEXT NOT NULL, number INTEGER NOT NULL,
     PRIMARY KEY (task, state)
+) WITHOUT ROWID;
+
+CREATE TABLE spent (               -- run time of attempts that have ended, summed likewise
+    task TEXT NOT NULL, payload_id TEXT NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (task, payload_id)
 ) WITHOUT ROWID;
 
 CREATE TABLE reports (

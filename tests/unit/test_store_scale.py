@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.fold.logs import apply_ledger_records
-from harvester.model import Tag
+from harvester.model import AttemptId, AttemptState, Tag, TaskId
 from harvester.store import Store
 from harvester.store.leases import Ask
 from payload_runner.logfile import Record
@@ -60,6 +60,31 @@ def test_settling_a_point_costs_the_same_however_many_there_are(tmp_path: Path) 
     few = hundreds_of_steps_to_settle_one_of(tmp_path / "few.sqlite", 50)
     many = hundreds_of_steps_to_settle_one_of(tmp_path / "many.sqlite", 2000)
     assert many <= few + 20, (few, many)
+
+
+def test_what_was_spent_and_started_is_known_without_a_walk(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    Store.create(path, "abcde").close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    store = Store(connection)
+    told = [("payload", {"payload_id": "p", "command": "true"}), *map(lease, range(2000))]
+    records = [Record(n, kind, 1.0, fields, 0, 0) for n, (kind, fields) in enumerate(told, 1)]
+    apply_ledger_records(store, "ledger.1.log", records, 1)
+    for n in range(2000):
+        attempt = AttemptId(f"1.{n}.1.1")
+        store.attempts.step(attempt, AttemptState.ORDERED, 1.0, "x", {"tag": f"haaaaa-{n}"})
+        store.attempts.step(attempt, AttemptState.LOST, 2.0, "x")
+        ended = {"started_at": 1.0, "duration_s": 2.0}
+        store.attempts.step(attempt, AttemptState.FAILED, 3.0, "x", ended)
+    steps: list[int] = []
+    connection.set_progress_handler(lambda: steps.append(1), 100)
+
+    assert store.attempts.spent_s(TaskId("1")) == {"p": 4000.0}
+    assert store.attempts.ran_in(Tag("haaaaa-1999"))
+    assert not store.attempts.ran_in(Tag("haaaaa-2000"))
+
+    assert len(steps) <= 2
+    store.close()
 
 
 def test_a_tick_looks_at_open_requests_only(tmp_path: Path) -> None:
