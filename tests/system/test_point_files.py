@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
-import harvester
 from harvester.central.port import ResultFile
 from harvester.cli.root import run
 from harvester.model import LeasedPoint
 from tests.central_service import RunningService, failure, request, result, running_service, sha256
+from tests.published import validate
 
 METRICS, METADATA = b"archive " * 1000, b'{"epochs": 3}'
-SCHEMAS = Path(harvester.__file__).parent / "schemas"
 
 
 @dataclasses.dataclass
@@ -100,7 +98,7 @@ def test_files_are_listed_with_size_and_hash(cli: Cli, name: str) -> None:
     assert told.code == 0
     assert f"metrics   m.tgz    8000  {sha256(METRICS)}" in told.out
     listed: Any = json.loads(cli("point", "files", name, "--json").out)
-    jsonschema.validate(listed, json.loads((SCHEMAS / "files.schema.json").read_text()))
+    validate(listed, "files.schema.json")
     assert [(item["name"], item["path"]) for item in listed["files"]] == [
         ("d.json", None),
         ("m.tgz", None),

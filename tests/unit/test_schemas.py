@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
-import harvester
 from harvester import paths
 from harvester.config_schema import site_schema
+from harvester.views.site_states import Health, SiteState
+from harvester.views.status import state_json
 from harvester.views.tasks import point_json
-
-SCHEMAS = Path(harvester.__file__).parent / "schemas"
-
-
-def read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((SCHEMAS / name).read_text())
-    return found
+from tests.published import SCHEMAS, read, validate
 
 
 @pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.name)
@@ -85,3 +78,11 @@ def test_outcome_of_the_demo_is_checked(used: object, sound: bool) -> None:
     outcome = {"points": [point], "allocations": [allocation], "best": point}
     validator = jsonschema.Draft202012Validator(read("demo.schema.json"))
     assert validator.is_valid(outcome) is sound
+
+
+@pytest.mark.parametrize("health", Health)
+def test_a_site_without_a_status_is_printed_as_the_schema_says(health: Health) -> None:
+    state = SiteState(site="x", state_dir=Path("/x"), spool=None, status=None, health=health)
+    validate({"sites": [state_json(state)]}, "sites.schema.json")
+    with pytest.raises(jsonschema.ValidationError):
+        validate({"sites": [{**state_json(state), "status": {"version": 2}}]}, "sites.schema.json")
