@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
-from payload_runner import gpus, processes
+from payload_runner import gpus, guardian, processes
 from payload_runner.joining import connect
 from payload_runner.loop import Loop
 from payload_runner.node import Node
@@ -130,15 +130,15 @@ class Agent:
         """
         self._node.workplace.open()
         processes.become_subreaper()
-        guardian = processes.Guardian(self._nonce)
+        guarding = guardian.of_payloads(self._nonce)
         try:
             self._listen()
             self._greet()
             while not self._leaving or self._payloads:
                 self._turn()
-            self._tidy(guardian.pid)
+            self._tidy(guarding.pid)
             # Only now: after a crash of ours the guardian is to end what we leave behind.
-            guardian.dismiss()
+            guarding.dismiss()
         finally:
             self._close()
         return self._exit_code
@@ -333,12 +333,12 @@ class Agent:
 
     # --- leaving ---
 
-    def _tidy(self, guardian: int) -> None:
+    def _tidy(self, guarding: int) -> None:
         """Give background work a moment, then kill what no payload answers for."""
         until = self._loop.now() + _TIDY_S
         while not self._loop.worker.idle and self._loop.now() < until:
             self._loop.turn(0.1)
-        processes.send(processes.children((guardian,)), signal.SIGKILL)
+        processes.send(processes.children((guarding,)), signal.SIGKILL)
 
     def _close(self) -> None:
         if self._wake is not None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, List, Mapping, Optional, Sequence, Tuple
 
+from payload_runner import guardian
 from payload_runner.protocol import AllocationPlan
 from payload_runner.transport import AgentStart
 
@@ -26,11 +27,20 @@ class Agents:
         self._per_node = per_node
         self._processes: List[Tuple[int, subprocess.Popen[bytes]]] = []
         self._reported: List[int] = []
+        self._guardian: Optional[guardian.Guardian] = None
 
     def start(self, node: int, argv: Sequence[str]) -> None:
         """Start one process. Raises OSError."""
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
         self._processes.append((node, process))
+
+    def guard(self) -> None:
+        """From now on see to their end even if this process is killed.
+
+        Raises:
+            OSError: no other process can be started.
+        """
+        self._guardian = guardian.of_agents([process.pid for _, process in self._processes])
 
     def gone(self) -> List[Tuple[int, str]]:
         """Processes that ended since the last call: (node, how). Under a launcher: node 0 for it.
@@ -61,12 +71,13 @@ class Agents:
 
     def end(self, leave_s: float) -> None:
         """Give all ``leave_s`` to leave by themselves, then SIGTERM, then SIGKILL."""
-        if self.wait(leave_s):
-            return
-        self._signal(signal.SIGTERM)
-        if not self.wait(TERMINATE_S):
-            self._signal(signal.SIGKILL)
-            self.wait(TERMINATE_S)
+        if not self.wait(leave_s):
+            self._signal(signal.SIGTERM)
+            if not self.wait(TERMINATE_S):
+                self._signal(signal.SIGKILL)
+                self.wait(TERMINATE_S)
+        if self._guardian is not None:
+            self._guardian.dismiss()
 
     def _signal(self, number: signal.Signals) -> None:
         for _, process in self._processes:
@@ -87,24 +98,38 @@ def start_agents(
         OSError: the launcher or the interpreter cannot be started, or the batch system gave
             another number of hosts than were planned.
     """
-    by_host = is_by_host(plan)
-    agents = Agents(per_node=by_host or not plan.launcher)
-    if by_host:
+    agents = Agents(per_node=is_by_host(plan) or not plan.launcher)
+    try:
+        _start_all(agents, plan, start, command, environ)
+        agents.guard()
+    except OSError:
+        agents.end(0.0)
+        raise
+    return agents
+
+
+def _start_all(
+    agents: Agents,
+    plan: AllocationPlan,
+    start: AgentStart,
+    command: Sequence[str],
+    environ: Mapping[str, str],
+) -> None:
+    if is_by_host(plan):
 
         def agent(node: int) -> Sequence[str]:
             return [*command, "agent", *replace(start, node=node).argv()]
 
         for node, argv in enumerate(calls_by_host(plan, agent, environ)):
             agents.start(node, argv)
-        return agents
+        return
     if plan.launcher:
         agents.start(0, [*launcher_words(plan), *command, "agent", *start.argv()])
-        return agents
+        return
     hosts = virtual_hosts(environ, plan.nodes)
     for node in range(plan.nodes):
         mine = replace(start, node=node, host=hosts[node])
         agents.start(node, [*command, "agent", *mine.argv()])
-    return agents
 
 
 def launcher_words(plan: AllocationPlan) -> Tuple[str, ...]:

@@ -29,7 +29,7 @@ from payload_runner.outcome import Exit
 
 MARKER = "HARVESTER_ATTEMPT"
 _PR_SET_CHILD_SUBREAPER = 36
-_RESET_SIGNALS = (
+RESET_SIGNALS = (
     signal.SIGPIPE,  # Python ignores these two, and ignored signals pass through exec
     signal.SIGXFSZ,
     signal.SIGINT,
@@ -297,7 +297,7 @@ def _posix_spawn(
             file_actions=actions,
             setsid=True,
             setsigmask=(),
-            setsigdef=_RESET_SIGNALS,
+            setsigdef=RESET_SIGNALS,
         )
     except NotImplementedError:  # built against a glibc before 2.26: a group of its own will do
         return os.posix_spawn(
@@ -307,7 +307,7 @@ def _posix_spawn(
             file_actions=actions,
             setpgroup=0,
             setsigmask=(),
-            setsigdef=_RESET_SIGNALS,
+            setsigdef=RESET_SIGNALS,
         )
 
 
@@ -335,52 +335,4 @@ def _pinned(cores: FrozenSet[int]) -> Iterator[None]:
         os.sched_setaffinity(0, own)
 
 
-# --- when the agent itself is killed ---
-
 AGENT_MARKER = "HARVESTER_AGENT"
-# Waits for the agent's end of a pipe to close; a word on it first means a proper leave.
-_GUARDIAN = r"""
-read -r word && exit 0
-for round in 1 2 3 4 5; do
-  for file in /proc/[0-9]*/environ; do
-    if grep -qaF "$0" "$file" 2>/dev/null; then
-      pid=${file#/proc/}; kill -9 "${pid%/environ}" 2>/dev/null
-    fi
-  done
-done
-"""
-
-
-class Guardian:
-    """A small shell that outlives a killed agent just long enough to kill its payloads.
-
-    Nothing else would: a payload is in a session of its own, and the death signal of Linux is
-    cleared when a child forks. It knows them by ``HARVESTER_AGENT=<nonce>`` in their environment.
-    """
-
-    def __init__(self, nonce: str) -> None:
-        """Raises OSError when it cannot be started."""
-        read_end, self._write_end = os.pipe()
-        try:
-            self.pid = os.posix_spawn(
-                "/bin/sh",
-                ("/bin/sh", "-c", _GUARDIAN, f"{AGENT_MARKER}={nonce}"),
-                {"PATH": "/usr/bin:/bin"},
-                file_actions=(
-                    (os.POSIX_SPAWN_DUP2, read_end, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
-                ),
-                setpgroup=0,
-                setsigdef=_RESET_SIGNALS,
-            )
-        finally:
-            os.close(read_end)
-
-    def dismiss(self) -> None:
-        """Send it away; payloads are the caller's business again. Calling twice is safe."""
-        end, self._write_end = self._write_end, -1
-        if end >= 0:
-            with contextlib.suppress(OSError):
-                os.write(end, b"leave\n")
-            os.close(end)

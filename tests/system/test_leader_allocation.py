@@ -155,8 +155,11 @@ def test_repeated_warnings_of_the_batch_system_count_as_one(make: Make, tmp_path
     assert allocation.states() == {"0": "preempted"}
 
 
-def test_agents_of_a_killed_leader_end_their_payloads_and_leave(make: Make, tmp_path: Path) -> None:
-    allocation = make(nodes=1)
+@pytest.mark.parametrize("transport", ["tcp", "files"])
+def test_agents_of_a_killed_leader_end_their_payloads_and_leave(
+    make: Make, tmp_path: Path, transport: str
+) -> None:
+    allocation = make(nodes=1, transport=transport)
     allocation.define(f"echo $$ > {tmp_path}/payload; exec sleep 300", warn_s=0.2, kill_s=0.2)
     allocation.order(0)
     job = allocation.start()
