@@ -6,7 +6,10 @@ import ctypes
 import json
 import os
 import resource
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,3 +85,21 @@ def site_text(width: int, *, keep: Path | None = None) -> str:
         "budgets: {jobs_in_flight: 1}\n"
         f"runner:\n  idle_exit: 2s\n{kept}"
     )
+
+
+def floor(points: int, width: int) -> dict[str, float] | None:
+    """Wall and CPU seconds of the C loop over the same payloads; None without a C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        print("no C compiler: the floor is left out", file=sys.stderr)
+        return None
+    with tempfile.TemporaryDirectory(prefix="harvester-floor-") as temporary:
+        program = Path(temporary) / "floor"
+        source = Path(__file__).with_name("floor.c")
+        subprocess.run((compiler, "-O2", "-o", program, source), check=True)
+        work = Path(temporary) / "work"
+        work.mkdir()
+        with tree_cpu() as cpu:
+            command = (str(program), str(points), str(width), str(work), PAYLOAD)
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"wall_s": round(float(done.stdout), 2), "cpu_s": round(cpu.seconds, 2)}

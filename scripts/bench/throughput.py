@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import PAYLOAD, site_text, tree_cpu, write_search
+from common import PAYLOAD, floor, site_text, tree_cpu, write_search
 from stack import Stack
 
 
@@ -32,13 +31,13 @@ def main() -> int:
     kept = options.dir or Path(tempfile.mkdtemp(prefix="harvester-throughput-"))
     kept.mkdir(parents=True, exist_ok=True)
     try:
-        floor = _floor(options.points, options.width)
+        lowest = floor(options.points, options.width)
         ours = _ours(options.points, options.width, kept.resolve())
     finally:
         if options.dir is None:
             shutil.rmtree(kept, ignore_errors=True)
-    ratio = ours["cpu_s"] / floor["cpu_s"] if floor else None
-    line = {"points": options.points, "width": options.width, **ours, "floor": floor}
+    ratio = ours["cpu_s"] / lowest["cpu_s"] if lowest else None
+    line = {"points": options.points, "width": options.width, **ours, "floor": lowest}
     print(json.dumps({**line, "cpu_ratio": ratio and round(ratio, 2)}))
     return 0
 
@@ -60,23 +59,6 @@ def _ours(points: int, width: int, kept: Path) -> dict[str, float]:
             stack.wait(finished, 600, "the points did not finish")
             wall = time.monotonic() - began
     return {"wall_s": round(wall, 2), "cpu_s": round(cpu.seconds, 2)}
-
-
-def _floor(points: int, width: int) -> dict[str, float] | None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        print("no C compiler: the floor is left out", file=sys.stderr)
-        return None
-    with tempfile.TemporaryDirectory(prefix="harvester-floor-") as temporary:
-        program = Path(temporary) / "floor"
-        source = Path(__file__).with_name("floor.c")
-        subprocess.run((compiler, "-O2", "-o", program, source), check=True)
-        work = Path(temporary) / "work"
-        work.mkdir()
-        with tree_cpu() as cpu:
-            command = (str(program), str(points), str(width), str(work), PAYLOAD)
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return {"wall_s": round(float(done.stdout), 2), "cpu_s": round(cpu.seconds, 2)}
 
 
 if __name__ == "__main__":

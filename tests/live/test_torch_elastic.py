@@ -22,7 +22,7 @@ from payload_runner.protocol import (
     to_fields,
 )
 from scripts.stack import TOP
-from tests.hand_allocation import Allocation
+from tests.hand_allocation import OK, Allocation
 from tests.support import wait_until
 
 # Importing torch alone takes half a minute on a busy machine; every change of nodes does it again.
@@ -101,7 +101,10 @@ def test_torchrun_shrinks_grows_loses_a_node_and_is_resumed(
 ) -> None:
     training, resumed = trainings
     allocation = training.allocation
-    small = PayloadSpec("p2", """echo '{"loss": 1}' > output.json""", shape=Shape(gpus_per_node=2))
+    # It holds the node until the training has gone on without it.
+    enough = training.finish.with_name("enough")
+    command = f"until [ -e {enough} ]; do sleep 0.2; done; {OK}"
+    small = PayloadSpec("p2", command, shape=Shape(gpus_per_node=2))
     allocation.tell("define", **to_fields(small))
     training.order()
     allocation.start()
@@ -109,6 +112,7 @@ def test_torchrun_shrinks_grows_loses_a_node_and_is_resumed(
 
     allocation.order(2, payload_id="p2", expected_s=5.0)
     training.runs_on(2, 1)
+    enough.touch()
     training.runs_on(2, 1, 2)
     assert allocation.states() == {"2": "succeeded"}
     os.kill(allocation.pid_of(1), signal.SIGKILL)
