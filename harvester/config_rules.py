@@ -169,6 +169,24 @@ def _spool(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("spool", "path"), "expected a directory on the shared file system, such as $SCRATCH"
 
 
+def _remote(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Of a site on the other side of an ssh connection: nothing there follows from here."""
+    if not isinstance(values.get("remote"), dict):
+        return
+    if values.get("batch_system") == "local":
+        yield ("remote",), "expected a real batch system: `local` runs jobs on this machine only"
+    if _part(values, "spool").get("filesystem") == "local":
+        yield ("spool", "filesystem"), "expected shared: the spool is on another host"
+    for part, name in (("spool", "path"), ("containers", "image_dir")):
+        path = _part(values, part).get(name)
+        if isinstance(path, str) and path[:1] in ("$", "~"):
+            yield (
+                (part, name),
+                f"expected the path as it is on {_part(values, 'remote').get('host')}, from /: "
+                "variables and ~ of this host mean nothing there",
+            )
+
+
 def _launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
     given = _part(values, "runner").get("launcher") or []
     words = given.split() if isinstance(given, str) else given
@@ -273,6 +291,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _account,
     _project_limits,
     _spool,
+    _remote,
     _launcher,
     _mpi_launcher,
     _requeue,

@@ -298,6 +298,19 @@ class LocalKeys(_Part):
     warn: Duration = 5.0
 
 
+class RemoteKeys(_Part):
+    """The login node, where the harvester runs on another host and reaches it over ssh."""
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]{0,254}$")]
+    ssh_config: Directory | None = None
+    python: Annotated[str, Field(min_length=1)] = "python3"
+    prologue: list[Line] = []
+    second_factor: bool = False
+    session: Annotated[Duration, Field(gt=0)] | None = None
+    session_warning: Duration = 3600.0
+    timeout: Annotated[Duration, Field(gt=0)] = 30.0
+
+
 class SiteKeys(_Part):
     """A computing centre as the harvester is to see it."""
 
@@ -324,6 +337,7 @@ class SiteKeys(_Part):
     containers: ContainerKeys = ContainerKeys()
     planning: PlanningKeys = PlanningKeys()
     local: LocalKeys = LocalKeys()
+    remote: RemoteKeys | None = None
 
 
 class PolicyBudgetKeys(_Part):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harvester import paths
 from harvester.config_check import problem_at
-from harvester.config_schema import QueueKeys, SiteKeys
+from harvester.config_schema import QueueKeys, RemoteKeys, SiteKeys
 from harvester.config_sources import Sources
 from harvester.config_yaml import Key, Layer
 from harvester.errors import ConfigurationError, Problem
@@ -21,6 +21,7 @@ from harvester.site import (
     Network,
     PlanningChoice,
     Queue,
+    Remote,
     Reservation,
     RunnerChoice,
     Site,
@@ -76,6 +77,7 @@ class Expansion:
             runner=_runner(keys),
             planning=_planning(keys),
             local=LocalCluster(nodes=keys.local.nodes, warn_s=keys.local.warn),
+            remote=None if keys.remote is None else self._remote(keys.remote),
         )
         if self._problems:
             raise ConfigurationError(self._problems)
@@ -104,6 +106,18 @@ class Expansion:
             path = self._path(("containers", "images", name), place) if is_path else None
             found[name] = _text(path) or place
         return found
+
+    def _remote(self, keys: RemoteKeys) -> Remote:
+        return Remote(
+            host=keys.host,
+            ssh_config=self._path(("remote", "ssh_config"), keys.ssh_config),
+            python=keys.python,
+            prologue=tuple(keys.prologue),
+            second_factor=keys.second_factor,
+            session_s=keys.session,
+            warn_before_s=keys.session_warning,
+            timeout_s=keys.timeout,
+        )
 
     def _path(self, key: Key, text: str | None) -> Path | None:
         if text is None:

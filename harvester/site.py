@@ -126,6 +126,20 @@ class LocalCluster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """The login node that a harvester on another host reaches over ssh."""
+
+    host: str  # as ssh takes it: a name, user@name, or an alias of its configuration
+    ssh_config: Path | None = None  # None: ssh's usual files
+    python: str = "python3"  # on the login node, 3.9 or newer
+    prologue: tuple[str, ...] = ()  # shell lines before each command there
+    second_factor: bool = False  # only a person can open the connection
+    session_s: float | None = None  # how long the centre lets a connection live
+    warn_before_s: float = 3600.0  # its end
+    timeout_s: float = 30.0  # of one file operation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """A computing centre as the harvester sees it."""
 
@@ -155,3 +169,9 @@ class Site:
     runner: RunnerChoice = field(default_factory=RunnerChoice)
     planning: PlanningChoice = field(default_factory=PlanningChoice)
     local: LocalCluster = field(default_factory=LocalCluster)
+    remote: Remote | None = None  # None: the harvester runs where the spool is
+
+    @property
+    def status_file(self) -> Path:
+        """``status.json``: in the spool, or here where the spool is on another host."""
+        return (self.spool if self.remote is None else self.state_dir) / "status.json"

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from harvester.central.port import CentralService
     from harvester.central.tasks import TaskClient
     from harvester.daemon import Daemon
+    from harvester.remote.link import Link
+    from harvester.remote.site import RemoteSite
     from harvester.site import Site
+    from payload_runner.files import Files
 
 Environment = Mapping[str, str]
+MakeBatch = Callable[..., "BatchSystem"]  # takes what runs its commands, where that is chosen
 
 _EXAMPLE_TAG = "haaaaa-aaaaaa"
 _JOIN_NAME = "harvester-join"  # of a user's own job; not one of our tags
@@ -42,7 +47,23 @@ class CentralOverrides:
 
 def make_batch(site: Site) -> BatchSystem:
     """The batch system of a site. Starts nothing and asks nothing yet."""
-    return _BATCH_SYSTEMS[site.batch_system](site)
+    batch = _BATCH_SYSTEMS[site.batch_system](site)
+    if site.remote is not None:
+        # Their environment is the login node's: nothing of this host's goes over.
+        return batch(execute=_remote_site(site).executor, environment={})
+    return batch()
+
+
+def make_files(site: Site) -> Files:
+    """The files of a site, wherever its spool lies. Connects to nothing yet."""
+    from payload_runner.files import RealFiles
+
+    return RealFiles() if site.remote is None else _remote_site(site).files
+
+
+def make_link(site: Site) -> Link | None:
+    """The connection to a site on another host; None for one on this. Connects to nothing yet."""
+    return None if site.remote is None else _remote_site(site).link
 
 
 def make_central(
@@ -114,17 +135,19 @@ def make_daemon(site: Site, overrides: CentralOverrides | None = None) -> Daemon
     from harvester.daemon import Daemon
     from harvester.effects import ThreadEffects
     from harvester.planning.planner import plan
-    from payload_runner.files import RealFiles
 
     clock = SystemClock()
+    central = make_central(site, overrides)
+    way = None if site.remote is None else _remote_site(site)
     return Daemon(
         site,
         batch=make_batch(site),
-        central=make_central(site, overrides),
-        files=RealFiles(),
+        central=central if way is None else way.carrying(central),
+        files=make_files(site),
         clock=clock,
         effects=ThreadEffects(clock),
         plan=plan,
+        way=way,
     )
 
 
@@ -141,9 +164,8 @@ def rebuild_index(site: Site) -> Mapping[str, int]:
     from harvester.daemon.opening import Ports, prepare
     from harvester.effects import InlineEffects
     from harvester.recover import Sources, rebuild
-    from payload_runner.files import RealFiles
 
-    files = RealFiles()
+    files = make_files(site)
     ports = Ports(
         site=site,
         batch=make_batch(site),
@@ -206,10 +228,9 @@ def render_join(
     from harvester.model import Tag
     from harvester.spool.runner_archive import ensure_runner_archive
     from harvester.spool.spooldir import prepare_spool
-    from payload_runner.files import RealFiles
     from payload_runner.protocol import SpoolPaths, dump_json
 
-    files, spool = RealFiles(), SpoolPaths(site.spool)
+    files, spool = make_files(site), SpoolPaths(site.spool)
     spool_id = prepare_spool(files, site.spool, random.Random())
     runner = ensure_runner_archive(files, spool)
     try:
@@ -240,46 +261,63 @@ def harvester_name(site: Site) -> str:
     return f"{getpass.getuser()}@{site.name}"
 
 
-def _local(site: Site) -> BatchSystem:
+def _remote_site(site: Site) -> RemoteSite:
+    """The one of this process: a daemon that reloads its site file keeps its session."""
+    from harvester.remote.site import RemoteSite
+
+    assert site.remote is not None
+    known = _REMOTE_SITES.get(site.name)
+    if known is None or known.site != site:
+        if known is not None:
+            known.close()
+        known = _REMOTE_SITES[site.name] = RemoteSite(site, site.remote, os.environ)
+    return known
+
+
+def _local(site: Site) -> MakeBatch:
     from harvester.batch.local import LocalBatch
 
-    return LocalBatch(site.state_dir / "batch", site.local.nodes, site.node, site.local.warn_s)
+    def make(**_: object) -> BatchSystem:
+        return LocalBatch(site.state_dir / "batch", site.local.nodes, site.node, site.local.warn_s)
+
+    return make
 
 
-def _slurm(site: Site) -> BatchSystem:
+def _slurm(site: Site) -> MakeBatch:
     from harvester.batch.slurm import Slurm
 
-    return Slurm(timeout_s=site.budgets.command_timeout_s, project=_project(site))
+    return partial(Slurm, timeout_s=site.budgets.command_timeout_s, project=_project(site))
 
 
-def _pbs(site: Site) -> BatchSystem:
+def _pbs(site: Site) -> MakeBatch:
     from harvester.batch.pbs import Pbs
 
-    return Pbs(timeout_s=site.budgets.command_timeout_s, project=_project(site))
+    return partial(Pbs, timeout_s=site.budgets.command_timeout_s, project=_project(site))
 
 
-def _lsf(site: Site) -> BatchSystem:
+def _lsf(site: Site) -> MakeBatch:
     from harvester.batch.lsf import Lsf
 
     # jsrun is there where LSF hands out whole nodes, and nowhere else.
     whole_nodes = bool(site.runner.launcher) and Path(site.runner.launcher[0]).name == "jsrun"
-    return Lsf(
+    return partial(
+        Lsf,
         whole_nodes=whole_nodes,
         timeout_s=site.budgets.command_timeout_s,
         project=_project(site),
     )
 
 
-def _flux(site: Site) -> BatchSystem:
+def _flux(site: Site) -> MakeBatch:
     from harvester.batch.flux import Flux
 
-    return Flux(timeout_s=site.budgets.command_timeout_s, project=_project(site))
+    return partial(Flux, timeout_s=site.budgets.command_timeout_s, project=_project(site))
 
 
-def _gridengine(site: Site) -> BatchSystem:
+def _gridengine(site: Site) -> MakeBatch:
     from harvester.batch.gridengine import GridEngine
 
-    return GridEngine(timeout_s=site.budgets.command_timeout_s, project=_project(site))
+    return partial(GridEngine, timeout_s=site.budgets.command_timeout_s, project=_project(site))
 
 
 def _project(site: Site) -> str:
@@ -288,7 +326,7 @@ def _project(site: Site) -> str:
     return site.account if shared else ""
 
 
-_BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {
+_BATCH_SYSTEMS: Mapping[str, Callable[[Site], MakeBatch]] = {
     "local": _local,
     "slurm": _slurm,
     "pbs": _pbs,
@@ -296,6 +334,7 @@ _BATCH_SYSTEMS: Mapping[str, Callable[[Site], BatchSystem]] = {
     "flux": _flux,
     "gridengine": _gridengine,
 }
+_REMOTE_SITES: dict[str, RemoteSite] = {}
 
 
 def _home(environ: Environment) -> Path:

@@ -40,7 +40,21 @@ def main(argv: Optional[List[str]] = None) -> int:
         return _probe(given)
     if given.command == "replay":
         return _replay(given)
+    if given.command == "files":
+        return _serve_files(given)
     return _lead(given) if given.command == "lead" else _join(given)
+
+
+def _serve_files(given: argparse.Namespace) -> int:
+    from payload_runner.files import RealFiles
+    from payload_runner.fileserver import serve
+
+    os.umask(0o077)
+    try:
+        serve(RealFiles(), given.spool, sys.stdin.buffer, sys.stdout.buffer)
+    except OSError as error:
+        return _refuse(EX_IOERR, error)
+    return EX_OK
 
 
 def _probe(given: argparse.Namespace) -> int:
@@ -80,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--job-id", help="the batch job (default: as its environment says)")
     commands.add_parser("agent", help="one node of an allocation; started by the leader")
     commands.add_parser("rank", help="one rank of an MPI payload; started by the site's launcher")
+    files = commands.add_parser("files", help="serve a spool's files to a harvester over ssh")
+    files.add_argument("spool", type=Path, help="the spool directory on the shared file system")
     probe = commands.add_parser("probe", help="print what this node looks like, as JSON")
     probe.add_argument(
         "directory", type=Path, nargs="?", help="of `harvester site probe`: answer it"

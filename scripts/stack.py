@@ -156,7 +156,7 @@ class Stack:
     def status(self) -> Mapping[str, Any]:
         """The daemon's published status, or an empty mapping before there is one."""
         try:
-            found: Mapping[str, Any] = json.loads((self.site.spool / "status.json").read_text())
+            found: Mapping[str, Any] = json.loads(self.site.status_file.read_text())
         except FileNotFoundError:
             return {}
         return found

@@ -114,14 +114,14 @@ def _work_of(task: Mapping[str, Any], points: int) -> Work:
 
 def _standing(site: Site, status: Mapping[str, Any]) -> Standing:
     from harvester.planning.preview import Standing
-    from harvester.wiring import make_batch
+    from harvester.wiring import make_batch, make_files
 
     live = [item for item in status.get("allocations", ()) if item.get("state") != "ended"]
     return Standing(
         live=tuple(_facts(item) for item in live),
         submissions=status.get("budgets", {}).get("submissions_last_hour", 0),
         walltime_step_s=make_batch(site).capabilities.walltime_step_s,
-        stopping=(site.spool / "STOP").exists(),
+        stopping=make_files(site).exists(site.spool / "STOP"),
     )
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harvester.cli.options import central_options, states_option, task_client, wrong_argument
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.errors import NotFound, Refused
+
+if TYPE_CHECKING:
+    from harvester.views.payload_output import PayloadOutput
+    from harvester.views.site_states import SiteState
 
 
 @click.group()
@@ -84,20 +89,15 @@ def logs(point_id: str, site: str | None, as_json: bool) -> None:
     Reads the spools on this machine. Attempts that succeed send output up only where the task says
     so: "payload": {"keep_output": "always"}.
     """
-    from harvester.views.payload_output import payload_outputs
     from harvester.views.site_states import find_states, state_of
-    from payload_runner.files import RealFiles
 
     task, serial = _split(point_id)
     states = find_states(os.environ) if site is None else (state_of(site, os.environ),)
-    found = [
-        output
-        for state in states
-        if state.spool is not None
-        for output in payload_outputs(RealFiles(), state.spool, task, serial)
-    ]
+    found = [output for state in states for output in _outputs(state, task, serial)]
     if not found:
-        raise NotFound(f"no attempt at point {point_id} has ended in a spool on this machine")
+        raise NotFound(
+            f"no attempt at point {point_id} has ended in a spool of this machine's sites"
+        )
     if as_json:
         ends = [{"allocation": item.allocation, **dataclasses.asdict(item.ended)} for item in found]
         print_json({"task": task, "point": serial, "attempts": ends})
@@ -162,6 +162,25 @@ def _command_in_a_job(spool: Any, attempt: str, fresh: bool) -> str:
     runner = str(runners[-1]) if runners else "payload_runner.pyz"
     words = ["python3", runner, "replay", str(spool.root), attempt, *["--fresh"] * fresh]
     return shlex.join(words)
+
+
+def _outputs(state: SiteState, task: str, serial: str) -> list[PayloadOutput]:
+    from harvester.config import load_site
+    from harvester.errors import ConfigurationError
+    from harvester.views.payload_output import payload_outputs
+    from harvester.wiring import make_files
+    from payload_runner.files import Files, RealFiles
+
+    if state.spool is None:
+        return []
+    files: Files = RealFiles()
+    with contextlib.suppress(ConfigurationError):  # a site whose file is gone has its spool here
+        files = make_files(load_site(state.site_file, os.environ))
+    try:
+        return payload_outputs(files, state.spool, task, serial)
+    except OSError as error:
+        note(f"{state.site}: its spool cannot be read: {error.strerror}")
+        return []
 
 
 def _text(output: Any) -> str:

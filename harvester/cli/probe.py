@@ -88,10 +88,10 @@ def _run(chosen: Probe, wait_s: float, *, as_json: bool) -> int:
     from harvester.probe.findings import are_good, judge, snippet
     from harvester.probe.job import Ports, run_probe
     from harvester.views.probe import findings_table
-    from harvester.wiring import make_batch
-    from payload_runner.files import RealFiles
+    from harvester.wiring import make_batch, make_files
 
-    ports = Ports(make_batch(chosen.site), RealFiles(), SystemClock().monotonic, time.sleep, note)
+    files = make_files(chosen.site)
+    ports = Ports(make_batch(chosen.site), files, SystemClock().monotonic, time.sleep, note)
     measured = run_probe(chosen, ports, wait_s)
     findings = judge(chosen.site, measured)
     good, corrections = are_good(findings), snippet(findings)

@@ -23,11 +23,12 @@ def recover(context: click.Context, site: str, as_json: bool) -> None:
     from harvester.cli.logs import set_up_logs
     from harvester.config import load_site
     from harvester.errors import NotFound
-    from harvester.wiring import rebuild_index
+    from harvester.wiring import make_files, rebuild_index
+    from payload_runner.protocol import SpoolPaths
 
     set_up_logs(context.obj.verbose, os.environ)
     loaded = load_site(site, os.environ)
-    if not loaded.spool.is_dir():
+    if not make_files(loaded).exists(SpoolPaths(loaded.spool).identity):
         raise NotFound(f"there is no spool {loaded.spool} to recover from")
     refuse_second(loaded)
     counts = rebuild_index(loaded)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from harvester.cli.connect import connect
 from harvester.cli.options import seconds_of
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.cli.probe import probe
@@ -17,6 +18,9 @@ from harvester.errors import ConfigurationError, Problem
 @click.group()
 def site() -> None:
     """List, show, check and render site files."""
+
+
+site.add_command(connect)
 
 
 site.add_command(probe)

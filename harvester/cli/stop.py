@@ -6,12 +6,16 @@ import getpass
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from harvester.cli.options import site_option
 from harvester.cli.output import print_text
 from harvester.errors import NotFound
+
+if TYPE_CHECKING:
+    from payload_runner.files import Files
 
 
 @click.command()
@@ -22,15 +26,14 @@ def stop(site: str, reason: str) -> None:
 
     Works from any host that sees the spool, whether or not a daemon is alive.
     """
-    path = _stop_file(site)
+    files, path = _stop_file(site)
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = f"{when} {getpass.getuser()}@{os.uname().nodename} {reason}\n"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        files.create_exclusive(path, text.encode(errors="backslashreplace"))
     except FileExistsError:
         print_text(f"{path} is there already: the site is draining or drained.")
         return
-    with os.fdopen(descriptor, "w") as file:
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        file.write(f"{when} {getpass.getuser()}@{os.uname().nodename} {reason}\n")
     print_text(f"Made {path}: the site drains. `harvester start --site {site}` takes it back.")
 
 
@@ -38,22 +41,23 @@ def stop(site: str, reason: str) -> None:
 @site_option
 def start(site: str) -> None:
     """Take back `stop`: remove the STOP file from the site's spool."""
-    path = _stop_file(site)
-    try:
-        path.unlink()
-    except FileNotFoundError:
+    files, path = _stop_file(site)
+    if not files.exists(path):
         print_text("There is no STOP file: nothing to take back.")
         return
+    files.remove(path)
     print_text(f"Removed {path}; a running daemon goes on at its next look.")
 
 
-def _stop_file(name: str) -> Path:
+def _stop_file(name: str) -> tuple[Files, Path]:
     from harvester.config import load_site
+    from harvester.wiring import make_files
     from payload_runner.protocol import SpoolPaths
 
-    spool = SpoolPaths(load_site(name, os.environ).spool)
-    if not spool.root.is_dir():
+    site = load_site(name, os.environ)
+    files, spool = make_files(site), SpoolPaths(site.spool)
+    if not files.exists(spool.root):
         raise NotFound(
             f"there is no spool {spool.root} yet; `harvester run --site {name}` makes it"
         )
-    return spool.stop
+    return files, spool.stop

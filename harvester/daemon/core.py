@@ -16,6 +16,7 @@ from harvester.central.port import CentralService
 from harvester.clock import Clock
 from harvester.daemon.opening import Grounds, Ports, prepare, take_in_hand
 from harvester.daemon.round import Round, TickOutcome
+from harvester.daemon.watch_link import Way
 from harvester.effects import Effects
 from harvester.errors import StorageUnavailable
 from harvester.planning.facts import Plan, PlanInput
@@ -59,10 +60,17 @@ class Daemon:
         clock: Clock,
         effects: Effects,
         plan: Callable[[PlanInput], Plan] = default_plan,
+        way: Way | None = None,
         seed: int | None = None,
     ) -> None:
         self._ports = Ports(
-            site=site, batch=batch, central=central, files=files, clock=clock, effects=effects
+            site=site,
+            batch=batch,
+            central=central,
+            files=files,
+            clock=clock,
+            effects=effects,
+            way=way,
         )
         self._clock = clock
         self._plan = plan

@@ -13,6 +13,7 @@ from harvester.central.port import CentralService
 from harvester.clock import Clock
 from harvester.daemon.journal import Journal
 from harvester.daemon.problems import Problems
+from harvester.daemon.watch_link import Way
 from harvester.effects import Effects, Finished
 from harvester.lease import Lease
 from harvester.model import Tag
@@ -53,6 +54,7 @@ class Desk:
     orders: OrderLogs
     events: EventLogs
     problems: Problems
+    way: Way | None = None  # to a site on another host
     single_round: bool = False  # the next one comes minutes later, from cron
     stopping: bool = False  # the STOP file lies in the spool
     inputs_wanted: bool = True  # payloads may name files that are not here yet

@@ -16,6 +16,7 @@ from harvester.daemon.desk import Desk
 from harvester.daemon.journal import Journal
 from harvester.daemon.plan_step import snapshot
 from harvester.daemon.problems import Problems
+from harvester.daemon.watch_link import Way
 from harvester.effects import Effects
 from harvester.errors import StorageUnavailable
 from harvester.jobs import join_plan
@@ -44,6 +45,7 @@ class Ports:
     files: Files
     clock: Clock
     effects: Effects
+    way: Way | None = None  # to a site on another host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ def take_in_hand(
         orders=orders,
         events=_event_logs(ports, spool, store),
         problems=Problems(clock),
+        way=ports.way,
         single_round=single_round,
     )
     desk.journal.commit()

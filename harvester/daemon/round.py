@@ -21,6 +21,7 @@ from harvester.daemon.points import LeasePoints
 from harvester.daemon.settle import Settle
 from harvester.daemon.submit import Submit
 from harvester.daemon.watch_batch import WatchBatch
+from harvester.daemon.watch_link import watch_way
 from harvester.effects import Finished
 from harvester.errors import Fenced, StorageUnavailable
 from harvester.planning.facts import Plan, PlanInput
@@ -80,6 +81,7 @@ class Round:
     def go(self) -> TickOutcome:
         """One tick. Raises StorageUnavailable (try again later) and Fenced (give up)."""
         desk = self._desk
+        watch_way(desk.way, desk.problems)
         desk.lease.renew()
         changed = self._take_effects()
         changed = desk.journal.commit() or changed
@@ -98,6 +100,7 @@ class Round:
         """A file system refused: say so where people look, if that is still possible."""
         cure = "see whether it is full, over quota or gone; nothing is lost meanwhile"
         self._desk.problems.report("storage", str(error), cure)
+        watch_way(self._desk.way, self._desk.problems)
         self._dirty = True
         with contextlib.suppress(StorageUnavailable):
             self._publish_if_due()

@@ -42,14 +42,19 @@ def build_runner_archive() -> bytes:
     return buffer.getvalue()
 
 
+def runner_archive_path(spool: SpoolPaths, data: bytes) -> Path:
+    """Where a zipapp of these bytes lies in a spool."""
+    digest = hashlib.sha256(data).hexdigest()[:12]
+    return spool.runner_dir / f"payload_runner-{digest}.pyz"
+
+
 def ensure_runner_archive(files: Files, spool: SpoolPaths) -> Path:
     """Put the runner into the spool unless this very one lies there; answers its path.
 
     Older ones stay: allocations in flight run them (rule 22). Raises StorageUnavailable.
     """
     data = build_runner_archive()
-    digest = hashlib.sha256(data).hexdigest()[:12]
-    path = spool.runner_dir / f"payload_runner-{digest}.pyz"
+    path = runner_archive_path(spool, data)
     try:
         if not files.exists(path):
             files.replace(path, data)

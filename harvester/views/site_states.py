@@ -90,18 +90,23 @@ def read_state(name: str, state_dir: Path) -> SiteState:
     """The state of the site whose usual state directory is ``state_dir``."""
     # ``harvester run`` leaves the first, the daemon the second, which knows no site file.
     pointer = _json(state_dir / POINTER) or _json(state_dir / "daemon.json") or {}
+    home = Path(pointer.get("state_dir", state_dir))
     spool = Path(pointer["spool"]) if isinstance(pointer.get("spool"), str) else None
-    status = None if spool is None else _json(spool / "status.json")
+    beside = None if spool is None else _json(spool / "status.json")
+    # Where the spool is on another host, its daemon publishes here, and alone sees STOP there.
+    published = _json(home / "status.json") if beside is None else None
+    draining = published is not None and published.get("state") == "draining"
+    status = beside or published
     updated = None if status is None else instant(status.get("updated"))
     age_s = None if updated is None else max(0.0, time.time() - updated)
     return SiteState(
         site=name,
-        state_dir=Path(pointer.get("state_dir", state_dir)),
+        state_dir=home,
         spool=spool,
         status=status,
         health=judge(status, age_s, os.uname().nodename, _is_running),
         age_s=age_s,
-        stopping=spool is not None and (spool / "STOP").exists(),
+        stopping=draining or (spool is not None and (spool / "STOP").exists()),
         site_file=str(pointer.get("site_file", name)),
     )
 

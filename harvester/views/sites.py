@@ -71,6 +71,8 @@ def _values(site: Site) -> Iterator[tuple[str, object]]:
     memory = f", {node.memory_mb / 1000:g} GB" if node.memory_mb else ""
     yield "node", f"{node.gpus} GPUs ({node.gpu_variable}), {node.cores} cores{memory}"
     yield "spool", f"{site.spool} ({site.filesystem} file system)"
+    if site.remote is not None:
+        yield "over ssh", f"{site.remote.host}, where the spool is; state and index are here"
     yield "state", site.state_dir
     yield "index", site.index
     yield "central", site.central.url or "the one that runs on this machine"

@@ -1,17 +1,27 @@
-"""The contract of ``Files``, kept by the operating system's and by the simulated disk."""
+"""The contract of ``Files``: the operating system's, the simulated disk, and those over ssh."""
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from harvester.clock import FakeClock
+from harvester.remote.channel import Channel
+from harvester.remote.files import RemoteFiles
+from harvester.remote.link import Link
 from harvester.simulation.memory_files import SharedDisk
+from harvester.site import Remote
+from harvester.spool.runner_archive import build_runner_archive, runner_archive_path
 from payload_runner.files import Files, RealFiles
+from payload_runner.protocol import SpoolPaths
+from tests.loopback import login_node, why_no_ssh
 
 
 @dataclass
@@ -22,16 +32,40 @@ class Bench:
     home: Path
 
 
-@pytest.fixture(params=["real", "memory"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
+    """A connection to a login node on loopback."""
+    reason = why_no_ssh()
+    if reason:
+        pytest.skip(reason)
+    with login_node() as node:
+        remote = Remote(host=node.host, ssh_config=node.ssh_config, python=sys.executable)
+        yield Link(remote, tmp_path_factory.mktemp("links"), time.time)
+
+
+@pytest.fixture(params=["real", "memory", "ssh"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     files: Files
+    if request.param == "ssh":
+        channel = make_channel(request.getfixturevalue("link"), tmp_path)
+        files = RemoteFiles(channel, tmp_path)
+        files.make_dir(tmp_path / "home")
+        yield Bench(files, tmp_path / "home")
+        channel.close()
+        return
     if request.param == "real":
         files = RealFiles()
     else:
         files = SharedDisk(FakeClock().monotonic).host("login")
     home = tmp_path / "home"
     files.make_dir(home)
-    return Bench(files, home)
+    yield Bench(files, home)
+
+
+def make_channel(link: Link, spool: Path) -> Channel:
+    archive = build_runner_archive()
+    place = runner_archive_path(SpoolPaths(spool), archive)
+    return Channel(link, spool, place, lambda: archive, time.monotonic)
 
 
 def test_directories_are_private_whatever_the_umask(tmp_path: Path) -> None:

@@ -34,6 +34,16 @@ def test_sound_site_breaks_no_rule() -> None:
     ("keys", "where", "sentence"),
     [
         (
+            {"remote": {"host": "login"}, "spool": {"path": "$SCRATCH/spool"}},
+            "spool.path",
+            "expected the path as it is on login, from /",
+        ),
+        (
+            {"remote": {"host": "login"}, "spool": {"path": "/s", "filesystem": "local"}},
+            "spool.filesystem",
+            "expected shared: the spool is on another host",
+        ),
+        (
             {"planning": {"nodes_max": 4}},
             "planning.nodes_max",
             "expected at least 10, where the smallest bin begins (queue prod)",
@@ -182,3 +192,8 @@ def test_what_a_rule_asks_for_satisfies_it(keys: dict[str, Any]) -> None:
 )
 def test_rules_pass_over_what_is_of_the_wrong_type(key: str, value: object) -> None:
     broken_rules(site(**{key: value}))
+
+
+def test_virtual_cluster_is_never_on_another_host() -> None:
+    found = broken_rules(site(remote={"host": "login"}, batch_system="local"))
+    assert [key for key, text in found if "a real batch system" in text] == [("remote",)]

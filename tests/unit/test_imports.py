@@ -207,6 +207,12 @@ def test_daemon_knows_ports_but_no_adapter() -> None:
     assert wrong == []
 
 
+def test_only_wiring_and_the_command_line_know_of_other_hosts() -> None:
+    users = [item for item in imports() if is_in(item.imported, ("harvester.remote",))]
+    knowing = ("harvester.remote", "harvester.wiring", "harvester.cli.connect")
+    assert [str(item) for item in users if not is_in(item.importer, knowing)] == []
+
+
 def test_only_wiring_knows_the_batch_systems() -> None:
     def adapter(module: str) -> str | None:
         parts = module.split(".")

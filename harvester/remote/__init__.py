@@ -1,0 +1,1 @@
+"""A site on the other side of one ssh connection: its commands, its spool and its large files."""
