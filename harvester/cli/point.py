@@ -76,7 +76,7 @@ def files(
     else:
         print_text(file_table(found, placed))
     if placed:
-        note(f"{len(fetched)} files brought, {len(placed) - len(fetched)} were there already")
+        note(f"files brought: {len(fetched)}, there already: {len(placed) - len(fetched)}")
 
 
 @point.command()

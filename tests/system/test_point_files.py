@@ -110,13 +110,15 @@ def test_files_come_home_once_and_are_left_when_they_are_there(
 ) -> None:
     home = tmp_path / "new" / "home"
     told = cli("point", "files", name, "--to", str(home), "--json")
-    assert (told.code, told.err) == (0, "2 files brought, 0 were there already\n")
+    assert (told.code, told.err) == (0, "files brought: 2, there already: 0\n")
     assert brought(home) == {"m.tgz": METRICS, "d.json": METADATA}
     assert [item["path"] for item in json.loads(told.out)["files"]] == [
         str(home / "d.json"),
         str(home / "m.tgz"),
     ]
-    assert "0 files brought, 2 were there" in cli("point", "files", name, "--to", str(home)).err
+    assert (
+        "files brought: 0, there already: 2" in cli("point", "files", name, "--to", str(home)).err
+    )
 
 
 def test_a_file_of_other_content_is_never_overwritten(cli: Cli, name: str, tmp_path: Path) -> None:
