@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Tuple
 
+from payload_runner import runhpo
 from payload_runner.commits import commit
 from payload_runner.containers import runtime_failed
 from payload_runner.outcome import (
@@ -32,6 +33,7 @@ from payload_runner.protocol import (
     PayloadSpec,
     SpoolPaths,
 )
+from payload_runner.relaying import HINT_FILE
 from payload_runner.workplace import read_bounded, usage_bytes
 
 METRICS_LIMIT_BYTES = 100_000_000  # of the metrics file, before packing
@@ -100,6 +102,8 @@ def _verdict(left: Leftovers) -> Verdict:
         try:
             path = left.workdir / left.spec.output_name
             output = read_bounded(path, OUTPUT_LIMIT_BYTES, within=left.workdir)
+            if output is None and left.spec.contract == runhpo.CONTRACT:
+                output = runhpo.output_of(left.workdir, left.workdir / HINT_FILE)
         except OSError as error:
             reason = f"{left.spec.output_name} cannot be read: {error.strerror}"
             return Verdict("failed", "point", reason)
@@ -146,6 +150,8 @@ def _metadata(
         return None, None
     try:
         data = read_bounded(left.workdir / name, METADATA_LIMIT_BYTES, within=left.workdir)
+        if data is None and left.spec.contract == runhpo.CONTRACT:
+            data = runhpo.metadata_of(left.workdir)
         if data is None:
             return None, None
         if len(data) > METADATA_LIMIT_BYTES:

@@ -14,7 +14,7 @@ import signal
 from dataclasses import replace
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
-from payload_runner import environment, gpus, membership, processes
+from payload_runner import environment, gpus, membership, processes, runhpo
 from payload_runner.collecting import Collected, Leftovers, collect, needs_thread
 from payload_runner.commits import Broken
 from payload_runner.containers import DETACHING
@@ -32,7 +32,7 @@ from payload_runner.protocol import (
     Order,
     PayloadSpec,
 )
-from payload_runner.relaying import Reporter, Saver
+from payload_runner.relaying import HINT_FILE, Reporter, Saver
 from payload_runner.seats import Play, Seat, Seats, address_of
 from payload_runner.stopping import Stop, Times, over_memory, over_time, plan_stop, verdict_of
 from payload_runner.workplace import remove_if_plain
@@ -265,6 +265,8 @@ class Payload:
         self._reporter.touched()
 
     def _looked(self) -> None:
+        if self._spec.contract == runhpo.CONTRACT:
+            runhpo.take_announcement(self._workdir, self._workdir / HINT_FILE)
         self._saver.look_for_hint(self._workdir)
 
     # --- stopping ---

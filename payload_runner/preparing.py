@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple
 
-from payload_runner import container_environment, environment, gpus
+from payload_runner import container_environment, environment, gpus, runhpo
 from payload_runner.checkpoints import Keeper, Refused, relative_name, restore
 from payload_runner.commits import Broken
 from payload_runner.containers import ContainerRun, container_argv
@@ -19,6 +19,7 @@ from payload_runner.outcome import Verdict
 from payload_runner.placement import Slot
 from payload_runner.processes import AGENT_MARKER
 from payload_runner.protocol import (
+    CONTAINER_WORKDIR,
     BadRecord,
     CheckpointRule,
     Container,
@@ -29,6 +30,7 @@ from payload_runner.protocol import (
 from payload_runner.workplace import read_bounded
 
 STARTS = ("single", "processes", "mpi", "elastic")
+CONTRACTS = ("idds", runhpo.CONTRACT)
 IMAGE_ENVIRONMENT = "ch/environment"  # where Charliecloud keeps it, and our own importer
 _IMAGE_ENVIRONMENT_BYTES = 64 * 1024
 
@@ -60,6 +62,9 @@ def refusal(order: Order, spec: PayloadSpec) -> Optional[Verdict]:
                 _stay_inside(name)
     except (BadRecord, environment.BadSegment, Refused) as error:
         return Verdict("failed", "point", str(error))
+    if spec.contract not in CONTRACTS:
+        reason = f"contract is {spec.contract!r}; this runner knows {', '.join(CONTRACTS)}"
+        return Verdict("failed", "site", reason)
     if spec.shape.start not in STARTS:
         known = ", ".join(STARTS)
         reason = f"shape.start is {spec.shape.start!r}; this payload runner starts {known}"
@@ -85,17 +90,17 @@ def prepare(node: Node, order: Order, spec: PayloadSpec, *, keeps: bool) -> Prep
     if spec.shape.start == "elastic":
         node.workplace.set_aside(order.attempt)  # it may have been on this node before
     workdir = node.workplace.lay_out(order, spec)
-    if spec.checkpoint is None:
+    rule, note = _checkpoint_rule(order, spec), None
+    if rule is not None and order.checkpoint is not None:
+        note = _restore(node, order, spec, rule)
+    if spec.contract == runhpo.CONTRACT:
+        runhpo.lay_out(order, spec, workdir, _seen_as(spec, workdir))
+    if rule is None:
         return Prepared()
-    note = None
-    if order.checkpoint is not None:
-        note = _restore(node, order, spec, spec.checkpoint)
     keeper = None
     if keeps:
         staging = node.workplace.staging(order.attempt, "save")
-        keeper = Keeper(
-            order.attempt, spec.checkpoint, workdir, staging, node.spool, node.incarnation
-        )
+        keeper = Keeper(order.attempt, rule, workdir, staging, node.spool, node.incarnation)
         try:
             keeper.begin()
         except Refused as error:
@@ -122,6 +127,8 @@ def command_of(
         gpus=gpus.visible(node.resources, slot),
     )
     variables[AGENT_MARKER] = node.agent_nonce
+    if spec.contract == runhpo.CONTRACT:
+        variables.update(runhpo.variables(order))
     if spec.container is None:
         return Command(("/bin/sh", "-c", command), variables)
     return _contained(node, spec, spec.container, slot, workdir, command, variables)
@@ -174,6 +181,16 @@ def image_environment(image: str) -> Dict[str, str]:
     except OSError:
         return {}
     return container_environment.parse_image_environment((data or b"").decode("utf-8", "replace"))
+
+
+def _checkpoint_rule(order: Order, spec: PayloadSpec) -> Optional[CheckpointRule]:
+    if spec.checkpoint is None or spec.contract != runhpo.CONTRACT:
+        return spec.checkpoint
+    return runhpo.checkpoint_rule(order, spec.checkpoint)
+
+
+def _seen_as(spec: PayloadSpec, workdir: Path) -> str:
+    return str(workdir) if spec.container is None else CONTAINER_WORKDIR
 
 
 def _stay_inside(name: str) -> None:

@@ -139,6 +139,7 @@ class PayloadSpec:
     kill_s: float = 10.0  # SIGTERM before SIGKILL
     keep_output_bytes: int = 64 * 1024  # of stdout and of stderr, half head, half tail
     relay_output: bool = False  # also of attempts that succeed
+    contract: str = "idds"  # idds | runhpo: by which files the payload is talked to
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ The section is this project's own; every key is optional::
                 "kill_seconds": 10,
                 "elastic": {"min_nodes": 1, "max_nodes": 4},
                 "priority": 0, "early_stopping": "median", "node_hours": 500,
-                "keep_output": "failures"}
+                "keep_output": "failures", "contract": "idds"}
 
 ``cores`` and ``memory`` are per node. ``elastic`` takes the place of ``nodes`` and ``start``: the
 command runs once on every node that the evaluation has for a while. ``node_hours`` bounds what all
@@ -29,6 +29,7 @@ from payload_runner.protocol import Shape
 
 STARTS = ("single", "processes", "mpi")
 WARN_SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT", "SIGHUP", "SIGCONT", "SIGURG")
+CONTRACTS = ("idds", "runhpo")
 KEEP_OUTPUT = ("failures", "always")
 EARLY_STOPPING = ("none", "median")
 
@@ -51,6 +52,7 @@ _KEYS = (
     "priority",
     "node_hours",
     "keep_output",
+    "contract",
     "early_stopping",
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -73,6 +75,7 @@ class PayloadSection:
     priority: int = 0  # higher goes first
     node_hours: float | None = None  # for all attempts at a site together
     relay_output: bool = False  # of evaluations that succeed, too
+    contract: str = "idds"
     early_stopping: str | None = None
 
 
@@ -99,6 +102,7 @@ def read_payload(problems: Problems, section: Any) -> PayloadSection:
         priority=fields.whole("priority", 0, -1000, 1000),
         node_hours=fields.positive("node_hours"),
         relay_output=fields.one_of("keep_output", KEEP_OUTPUT, "failures") == "always",
+        contract=fields.one_of("contract", CONTRACTS, "idds"),
         early_stopping=_early_stopping(fields),
     )
 

@@ -43,6 +43,7 @@ def payload_spec(definition: TaskDefinition, segment: str | None = None) -> Payl
         expected_s=section.expected_s,
         node_hours=section.node_hours,
         relay_output=section.relay_output,
+        contract=section.contract,
         warn_signal=section.warn_signal,
         warn_s=section.warn_s,
         kill_s=section.kill_s,

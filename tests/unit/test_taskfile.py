@@ -278,6 +278,7 @@ def test_more_than_ten_megabytes_do_not_travel(tmp_path: Path) -> None:
             "the harvester's own",
         ),
         ({"payload": {"keep_output": "never"}}, "payload.keep_output", "one of failures, always"),
+        ({"payload": {"contract": "pilot"}}, "payload.contract", "one of idds, runhpo"),
         ({"payload": {"warn_signal": "SIGKILL"}}, "payload.warn_signal", "one of SIGUSR1"),
         (
             {"payload": {"expected_minutes": 9, "max_minutes": 3}},
