@@ -131,6 +131,7 @@ class Agent:
         self._node.workplace.open()
         processes.become_subreaper()
         guarding = guardian.of_payloads(self._nonce)
+        self._node.helpers.add(guarding.pid)
         try:
             self._listen()
             self._greet()

@@ -7,9 +7,12 @@ import functools
 import json
 import sys
 import typing
-from typing import Any, Mapping, Tuple, Type, TypeVar, Union
+from collections.abc import Mapping
+from typing import Any, Callable, Tuple, Type, TypeVar, Union
 
 _T = TypeVar("_T")
+_Convert = Callable[[Any], Any]  # from JSON; Any because it is JSON
+_PLAIN = frozenset((type(None), bool, int, float, str))
 
 
 class BadRecord(ValueError):
@@ -18,12 +21,15 @@ class BadRecord(ValueError):
 
 def to_fields(value: Any) -> Any:
     """The JSON form of a record dataclass; fields at their default are left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if dataclasses.is_dataclass(kind):
         out = {}
-        for name, default in _defaults(type(value)):
+        for name, default in _defaults(kind):
             item = getattr(value, name)
             if item != default or default is dataclasses.MISSING:
-                out[name] = to_fields(item)
+                out[name] = item if type(item) in _PLAIN else to_fields(item)
         return out
     if isinstance(value, Mapping):
         return {str(key): to_fields(item) for key, item in value.items()}
@@ -41,9 +47,9 @@ def from_fields(cls: Type[_T], fields: Any) -> _T:
     if not isinstance(fields, Mapping):
         raise BadRecord(f"{cls.__name__}: expected an object, got {type(fields).__name__}")
     arguments = {}
-    for name, kind in _field_types(cls):  # type: ignore[arg-type]  # Type[_T] is hashable
+    for name, convert in _converters(cls):  # type: ignore[arg-type]  # Type[_T] is hashable
         if name in fields:
-            arguments[name] = _convert(kind, fields[name], f"{cls.__name__}.{name}")
+            arguments[name] = convert(fields[name])
     try:
         return cls(**arguments)
     except TypeError as error:
@@ -51,9 +57,12 @@ def from_fields(cls: Type[_T], fields: Any) -> _T:
 
 
 @functools.cache
-def _field_types(cls: Type[Any]) -> Tuple[Tuple[str, Any], ...]:
+def _converters(cls: Type[Any]) -> Tuple[Tuple[str, _Convert], ...]:
     hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
-    return tuple((item.name, hints[item.name]) for item in dataclasses.fields(cls))
+    return tuple(
+        (item.name, _converter(hints[item.name], f"{cls.__name__}.{item.name}"))
+        for item in dataclasses.fields(cls)
+    )
 
 
 @functools.cache
@@ -67,32 +76,53 @@ def _defaults(cls: Type[Any]) -> Tuple[Tuple[str, Any], ...]:
     return tuple(pairs)
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
+def _converter(kind: Any, where: str) -> _Convert:
+    """What turns a JSON value into one of an annotated type, made once per field."""
     if kind is Any:
-        return value
-    origin = typing.get_origin(kind)
+        return lambda value: value
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Union:
-        if value is None:
-            return None
-        (inner,) = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return _convert(inner, value, where)
+        (some,) = [item for item in inner if item is not type(None)]
+        convert = _converter(some, where)
+        return lambda value: None if value is None else convert(value)
     if origin is tuple:
+        return _tuple_converter(_converter(inner[0], where), where)
+    if origin is not None:  # Mapping[str, ...]
+        return _mapping_converter(_converter(inner[1], where), where)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return functools.partial(from_fields, kind)
+    return _plain_converter(kind, where)
+
+
+def _tuple_converter(convert: _Convert, where: str) -> _Convert:
+    def to_tuple(value: Any) -> Any:
         if not isinstance(value, list):
             raise BadRecord(f"{where}: expected a list, got {type(value).__name__}")
-        inner = typing.get_args(kind)[0]
-        return tuple(_convert(inner, item, where) for item in value)
-    if origin is not None:  # Mapping[str, ...]
+        return tuple(convert(item) for item in value)
+
+    return to_tuple
+
+
+def _mapping_converter(convert: _Convert, where: str) -> _Convert:
+    def to_mapping(value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise BadRecord(f"{where}: expected an object, got {type(value).__name__}")
-        inner = typing.get_args(kind)[1]
-        return {str(key): _convert(inner, item, where) for key, item in value.items()}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return from_fields(kind, value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise BadRecord(f"{where}: expected {kind.__name__}, got {value!r:.80}")
-    return value
+        return {str(key): convert(item) for key, item in value.items()}
+
+    return to_mapping
+
+
+def _plain_converter(kind: Any, where: str) -> _Convert:
+    def to_plain(value: Any) -> Any:
+        if type(value) is kind:
+            return value
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise BadRecord(f"{where}: expected {kind.__name__}, got {value!r:.80}")
+        return value
+
+    return to_plain
 
 
 def dump_json(value: Any) -> bytes:

@@ -411,6 +411,8 @@ class Conductor:
         self._dirty = True
 
     def _begin(self, now: float) -> None:
+        if self._opened and self._placement.settled:
+            return
         here = len(self._hosts.keys() - self._gone)
         everyone = len(self._hosts.keys() | self._gone) >= self.plan.nodes
         if everyone:

@@ -27,6 +27,8 @@ _OUTBOX = re.compile(r"outbox\.(\d+)\.([0-9a-f]+)\.log")
 # Poll intervals (shortest, longest): a shared file system is asked ever more seldom.
 _LOCAL_POLL_S = (0.02, 0.5)
 _SHARED_POLL_S = (0.25, 2.0)
+# After these words of an agent something to do will come soon.
+_ANSWERED = ("hello", "attempt_ended")
 
 
 class _Backoff:
@@ -152,6 +154,8 @@ class FileLink:
         return found
 
     def send(self, kind: str, fields: Dict[str, Any]) -> int:
+        if kind in _ANSWERED:
+            self._backoff.looked(True)
         return self._half.append(kind, fields)
 
     def flush(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Mapping, Protocol
+from typing import Callable, Dict, Mapping, Protocol, Set
 
 from payload_runner import environment
 from payload_runner.gpus import NodeResources
@@ -48,6 +48,7 @@ class Node:
     wake: Callable[[], Wake]
     wall: Callable[[], float]
     owners: Dict[int, Owner] = field(default_factory=dict)  # by process id
+    helpers: Set[int] = field(default_factory=set)  # processes of the agent's own
     _environments: Dict[str, Dict[str, str]] = field(default_factory=dict)
 
     def environment_of(self, spec: PayloadSpec) -> Dict[str, str]:

@@ -425,7 +425,8 @@ class Payload:
             # Children of the launcher's, wherever they went.
             mine = processes.marked(self.order.attempt, self._node.agent_nonce)
             return [pid for pid in mine if pid not in self._node.owners]
-        return processes.strays(self.order.attempt, self._node.owners)
+        known = self._node.owners.keys() | self._node.helpers
+        return processes.strays(self.order.attempt, known)
 
     @property
     def _exit(self) -> Exit:

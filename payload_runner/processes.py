@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import glob
 import os
 import signal
 from dataclasses import dataclass
@@ -249,9 +248,13 @@ def memory_mb(members: Sequence[Process], limit_mb: float) -> float:
 
 def _children_of(pid: int) -> List[int]:
     found: List[int] = []
-    for path in glob.glob(f"/proc/{pid}/task/*/children"):
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
         try:
-            with open(path, "rb") as file:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
                 found += [int(word) for word in file.read().split()]
         except OSError:
             continue

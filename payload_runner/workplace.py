@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 import stat
 import threading
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Optional, Set, Tuple
 
 from payload_runner.commits import Broken, digest, fetch
 from payload_runner.protocol import InputFile, Order, PayloadSpec, SpoolPaths
@@ -170,8 +171,14 @@ def read_bounded(path: Path, limit_bytes: int, *, within: Optional[Path] = None)
 def _refuse_outside(fd: int, directory: Path) -> None:
     # Asked of the open file: a link could be turned between a look at its name and the opening.
     found = os.readlink(f"/proc/self/fd/{fd}")
-    if not found.startswith(os.path.realpath(directory) + os.sep):
+    if not found.startswith(os.path.join(_real(directory.parent), directory.name, "")):
         raise OSError(errno.EXDEV, "it is a link that leaves the working directory")
+
+
+@functools.lru_cache(maxsize=4)
+def _real(root: Path) -> str:
+    """The path of a directory that is ours and stays where it is, without links."""
+    return os.path.realpath(root)
 
 
 def usage_bytes(directory: Path, max_files: int = 50_000) -> int:
@@ -190,12 +197,18 @@ def usage_bytes(directory: Path, max_files: int = 50_000) -> int:
 
 
 def _target(workdir: Path, name: str) -> Path:
+    parts = _parts(name)
+    if len(parts) > 1:
+        workdir.joinpath(*parts[:-1]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return workdir.joinpath(*parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parts(name: str) -> Tuple[str, ...]:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise Broken(f"input file name {name!r:.200} leaves the working directory")
-    if len(path.parts) > 1:
-        workdir.joinpath(*path.parts[:-1]).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return workdir.joinpath(*path.parts)
+    return path.parts
 
 
 def _json(value: Any) -> bytes:  # Any: the point is JSON of the user's choice
