@@ -218,6 +218,17 @@ def _mpi_launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield key, "expected {ranks}, how many the payload has (or {erf}, jsrun's resource file)"
 
 
+def _transport(values: Mapping[str, Any]) -> Iterator[Finding]:
+    runner = _part(values, "runner")
+    given = runner.get("launcher") or []
+    words = given.split() if isinstance(given, str) else given
+    if runner.get("transport") != "mpi" or not isinstance(words, list) or not words:
+        return
+    if PurePosixPath(str(words[0])).name == "qrsh":
+        key = ("runner", "transport")
+        yield key, "expected another one: qrsh starts no MPI ranks (auto, tcp or files)"
+
+
 def _requeue(values: Mapping[str, Any]) -> Iterator[Finding]:
     if values.get("requeue") is True and values.get("batch_system") == "flux":
         yield ("requeue",), "expected false: Flux starts no job a second time"
@@ -294,6 +305,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _remote,
     _launcher,
     _mpi_launcher,
+    _transport,
     _requeue,
     _queue_names,
     _bins_leave_time,

@@ -251,7 +251,7 @@ class RunnerKeys(_Part):
     python: Annotated[str, Field(min_length=1)] = "python3"
     launcher: Words = []
     mpi_launcher: Words = []
-    transport: Literal["auto", "tcp", "files"] = "auto"
+    transport: Literal["auto", "tcp", "files", "mpi"] = "auto"
     node_local_dir: Annotated[str, Field(min_length=1)] | None = None
     keep_workdirs: bool = False
     drain_margin: Duration = 60.0

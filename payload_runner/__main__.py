@@ -30,6 +30,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         from payload_runner.agent import main as run_agent
 
         return run_agent(words[1:])
+    if words[:1] == ["tunnel"]:
+        from payload_runner.transport import runner_command
+        from payload_runner.tunnel import main as run_tunnel
+
+        return run_tunnel(words[1:], runner_command(__file__, sys.executable))
     if words[:1] == ["rank"]:
         # It becomes a payload: nothing but what that takes.
         from payload_runner.rank import main as run_rank
@@ -93,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--walltime", help="time left: HH:MM:SS or 90m (default: as for --nodes)")
     join.add_argument("--job-id", help="the batch job (default: as its environment says)")
     commands.add_parser("agent", help="one node of an allocation; started by the leader")
+    commands.add_parser("tunnel", help="an agent reached through MPI; started by the leader")
     commands.add_parser("rank", help="one rank of an MPI payload; started by the site's launcher")
     files = commands.add_parser("files", help="serve a spool's files to a harvester over ssh")
     files.add_argument("spool", type=Path, help="the spool directory on the shared file system")

@@ -96,6 +96,7 @@ class Conductor:
         self._launcher = launcher
         self._end = end
         self._began = now
+        self._expected_since = now  # agents that have not joined
         self._placement = Placement(end - now - plan.drain_margin_s)
         self._specs: Dict[str, PayloadSpec] = {}
         self._told: Set[Tuple[int, str]] = set()  # (node, payload) that it knows
@@ -267,6 +268,19 @@ class Conductor:
         self._placement.remove_node(node)
         self._dirty = True
 
+    def agents_replaced(self, reason: str, now: float) -> None:
+        """All agents ended at once without their nodes, and others are being started there."""
+        for attempt in list(self._live):
+            self._give_up(attempt, "preempted", reason, now)
+        self._count(now)
+        for node in self._hosts.keys() - self._gone:
+            self._placement.remove_node(node)
+            del self._hosts[node]
+        self._told.clear()
+        self._placement.settled = False
+        self._expected_since = now
+        self._dirty = True
+
     def all_lost(self, reason: str, now: float) -> None:
         """The one call that started all agents failed or is over, and so are they."""
         for node in range(self.plan.nodes):
@@ -417,7 +431,7 @@ class Conductor:
         everyone = len(self._hosts.keys() | self._gone) >= self.plan.nodes
         if everyone:
             self._placement.settled = True
-        elif now - self._began >= JOIN_LIMIT_S:
+        elif now - self._expected_since >= JOIN_LIMIT_S:
             for node in range(self.plan.nodes):
                 if node not in self._hosts:
                     self.node_lost(node, f"its agent did not come within {JOIN_LIMIT_S:g} s", now)

@@ -1,4 +1,7 @@
-"""Which transport leader and agents take: TCP inside the allocation, else file logs."""
+"""Which transport leader and agents take: TCP inside the allocation, else file logs; or MPI.
+
+MPI is ``tunnel``'s: to both sides it is TCP on the loopback of their node.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,10 @@ def listen(
         known = ", ".join(TRANSPORTS)
         raise ValueError(f"allocation.json: transport: got {plan.transport!r}; one of {known}")
     local = plan.filesystem == "local"
+    if plan.transport == "mpi":
+        # Rank 0 of the tunnel runs on this host and brings the streams of all nodes.
+        port = tcp.TcpPort(secret, monotonic, loopback=True)
+        return port, port.addresses
     if plan.transport == "files":
         return filelink.FilePort(paths, secret, plan.nodes, monotonic, local=local), ()
     tcp_port = tcp.TcpPort(secret, monotonic, loopback=loopback)

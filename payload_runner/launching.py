@@ -98,6 +98,8 @@ def start_agents(
         OSError: the launcher or the interpreter cannot be started, or the batch system gave
             another number of hosts than were planned.
     """
+    if start.transport == "mpi" and (is_by_host(plan) or not plan.launcher):
+        start = replace(start, transport="tcp")  # nothing here starts MPI; all is on loopback
     agents = Agents(per_node=is_by_host(plan) or not plan.launcher)
     try:
         _start_all(agents, plan, start, command, environ)
@@ -124,7 +126,8 @@ def _start_all(
             agents.start(node, argv)
         return
     if plan.launcher:
-        agents.start(0, [*launcher_words(plan), *command, "agent", *start.argv()])
+        role = "tunnel" if start.transport == "mpi" else "agent"
+        agents.start(0, [*launcher_words(plan), *command, role, *start.argv()])
         return
     hosts = virtual_hosts(environ, plan.nodes)
     for node in range(plan.nodes):

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Mapping, Optional, Tuple
 
@@ -136,7 +136,7 @@ class Leader:
             plan,
             history,
             self._journal.emit,
-            self._port.send,
+            lambda node, kind, fields: self._port.send(node, kind, fields),
             self._launches,
             now=time.monotonic(),
             end=end,
@@ -155,14 +155,7 @@ class Leader:
         Returns the exit code: 1 if work could not even begin.
         """
         self._listen()
-        start = AgentStart(
-            self._setup.spool,
-            self._setup.tag,
-            self._mine.name,
-            self._addresses,
-            self._plan.transport,
-        )
-        self._start_agents(start)
+        self._start_agents()
         while True:
             now = time.monotonic()
             self._read_orders(now)
@@ -202,14 +195,17 @@ class Leader:
         )
 
     def _listen(self) -> None:
-        port_fd = self._port.fileno()
-        if port_fd is not None:
-            self._loop.watch(port_fd, _nothing)
+        self._watch_port()
         if self._inotify is not None:
             self._loop.watch(self._inotify.fileno(), self._orders_changed)
         for number in _SIGNALS:
             self._loop.on_signal(number, functools.partial(self._signals.append, number))
         self._loop.on_signal(signal.SIGCHLD, _nothing)
+
+    def _watch_port(self) -> None:
+        port_fd = self._port.fileno()
+        if port_fd is not None:
+            self._loop.watch(port_fd, _nothing)
 
     def _wait_s(self, now: float) -> float:
         waits = [self._conductor.wait_s(now), self._orders_at - now, self._stop_at - now]
@@ -217,7 +213,14 @@ class Leader:
         waits += [wait for wait in others if wait is not None]
         return max(0.0, min(waits))
 
-    def _start_agents(self, start: AgentStart) -> None:
+    def _start_agents(self) -> None:
+        start = AgentStart(
+            self._setup.spool,
+            self._setup.tag,
+            self._mine.name,
+            self._addresses,
+            self._plan.transport,
+        )
         command, environ = self._setup.command, self._setup.environ
         try:
             self._agents = start_agents(self._plan, start, command, environ)
@@ -315,7 +318,24 @@ class Leader:
                 self._port.drop(node)
                 self._conductor.node_lost(node, f"its agent {reason}", now)
             else:
-                self._conductor.all_lost(f"the launcher of the agents {reason}", now)
+                self._launcher_gone(f"the launcher of the agents {reason}", now)
+
+    def _launcher_gone(self, reason: str, now: float) -> None:
+        """One lost rank takes its whole MPI job along: then others go on over files, once."""
+        if self._plan.transport != "mpi" or self._conductor.drain is not None:
+            self._conductor.all_lost(reason, now)
+            return
+        self._plan = replace(self._plan, transport="files")
+        fd = self._port.fileno()
+        if fd is not None:
+            self._loop.unwatch(fd)
+        self._port.close()
+        secret = read_secret(self._mine)
+        self._port, self._addresses = joining.listen(self._plan, self._mine, secret, loopback=False)
+        self._watch_port()
+        self._journal.emit("agents_replaced", {"reason": reason, "transport": "files"})
+        self._conductor.agents_replaced(f"{reason}, and MPI with it", now)
+        self._start_agents()
 
     def _receive(self, now: float) -> None:
         for node, (kind, fields) in self._port.receive():

@@ -37,7 +37,7 @@ from payload_runner.protocol import IncarnationPaths, SpoolPaths
 
 Message = Tuple[str, Dict[str, Any]]  # kind, fields; Any because they are JSON
 
-TRANSPORTS = ("auto", "tcp", "files")
+TRANSPORTS = ("auto", "tcp", "files", "mpi")
 # Where launchers tell a process its number; one agent per node, so the rank is the node. Slurm's
 # comes last: a batch script has it too (0), and other launchers pass it on to all they start.
 _NODE_VARIABLES = (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -74,6 +77,32 @@ def tcp_bench(directory: Path) -> Bench:
     return Bench(port, link)
 
 
+MPIEXEC = Path(sys.executable).with_name("mpiexec")  # of the extra "mpi"
+
+
+@contextlib.contextmanager
+def mpi_bench(directory: Path) -> Iterator[Bench]:
+    """Agents' links end at ranks 1 and 2 of a real MPI job, which carries them to rank 0."""
+    if not MPIEXEC.exists():
+        pytest.skip(f"there is no {MPIEXEC}")
+    port = TcpPort(SECRET, time.monotonic, loopback=True, grace_s=0.3)
+    ranks = [sys.executable, "-m", "tests.tunnel_ranks", str(directory), port.addresses[0]]
+    job = subprocess.Popen([MPIEXEC, "-n", "3", *ranks], stdin=subprocess.DEVNULL)
+
+    def link(node: int, nonce: str, secret: bytes) -> AgentLink:
+        address = f"127.0.0.1:{(directory / f'rank{node + 1}').read_text()}"
+        return TcpLink([address], secret, node, nonce, time.monotonic, grace_s=1.5)
+
+    try:
+        wait_until(lambda: (directory / "rank2").exists() and (directory / "rank1").exists(), 60)
+        yield Bench(port, link)
+        (directory / "over").touch()
+        assert job.wait(60) == 0
+    finally:
+        job.kill()
+        job.wait()
+
+
 def file_bench(directory: Path, *, local: bool) -> Bench:
     paths = IncarnationPaths(directory)
     port = FilePort(paths, SECRET, 2, time.monotonic, local=local, silence_s=1.0)
@@ -94,7 +123,7 @@ def either_bench(directory: Path) -> Bench:
     return Bench(EitherPort(tcp.port, files.port, 2), link)
 
 
-@pytest.fixture(params=["tcp", "files-local", "files-shared", "either"])
+@pytest.fixture(params=["tcp", "files-local", "files-shared", "either", "mpi"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     makers: dict[str, Callable[[], Bench]] = {
         "tcp": lambda: tcp_bench(tmp_path),
@@ -102,11 +131,15 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         "files-shared": lambda: file_bench(tmp_path, local=False),
         "either": lambda: either_bench(tmp_path),
     }
-    made = makers[request.param]()
-    yield made
-    for link in made.links:
-        link.close()
-    made.port.close()
+    with contextlib.ExitStack() as stack:
+        if request.param == "mpi":
+            made = stack.enter_context(mpi_bench(tmp_path))
+        else:
+            made = makers[request.param]()
+        yield made
+        for link in made.links:
+            link.close()
+        made.port.close()
 
 
 def lost_now(bench: Bench) -> list[tuple[int, str]]:

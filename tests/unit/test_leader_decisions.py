@@ -358,3 +358,31 @@ def test_launcher_is_ended_when_one_of_its_nodes_is_lost() -> None:
     desk.conductor.node_lost(1, "it was killed", desk.now)
     assert desk.launcher.aborted == [MPI_ATTEMPT]
     assert (0, "stop") in [(node, kind) for node, kind, _ in desk.sent]
+
+
+def test_replaced_agents_join_again_and_what_ran_was_preempted_by_the_site() -> None:
+    desk = working()
+    desk.order(*ids(1))
+    desk.turn()
+    desk.conductor.agents_replaced("the launcher was killed", desk.now)
+    (ended,) = desk.of("attempt_ended")
+    assert (ended["state"], ended["blame"]) == ("preempted", "site")
+    desk.order(*ids(2))
+    desk.turn(1.0)
+    assert desk.runs() == [(0, "1.1.1.1")], "there is nobody to run it yet"
+    desk.join(0, 1)
+    desk.turn(1.0)
+    assert (0, "1.2.1.1") in desk.runs()
+    assert [node for node, kind, _ in desk.sent if kind == "define"] == [0, 0]
+    assert desk.of("node_lost") == []
+
+
+def test_replaced_agents_that_do_not_come_leave_their_node_lost() -> None:
+    desk = working()
+    desk.turn(500.0)
+    desk.conductor.agents_replaced("the launcher was killed", desk.now)
+    desk.join(1)
+    desk.turn(119.0)
+    assert desk.of("node_lost") == []
+    desk.turn(2.0)
+    assert [item["node"] for item in desk.of("node_lost")] == ["0"]

@@ -93,6 +93,13 @@ def test_mpi_launcher_of_a_site_file_is_checked(given: str, said: str | None) ->
     assert said is None or found[0].startswith(said)
 
 
+def test_mpi_transport_needs_a_launcher_that_starts_ranks() -> None:
+    for launcher, wrong in ((["qrsh", "-inherit"], True), (["srun"], False), ([], False)):
+        values = {"runner": {"transport": "mpi", "launcher": launcher}}
+        keys = [key for key, _ in broken_rules(values)]
+        assert (("runner", "transport") in keys) is wrong
+
+
 OUTER = {
     "PMI_RANK": "0",
     "PMI_FD": "9",
