@@ -5,6 +5,7 @@ The flags come from the same table that checks the configuration file.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 
 from harvester.cli.options import FILE, central_options, task_client
 from harvester.cli.output import json_option, note, print_json, print_text
-from harvester.errors import ConfigurationError
+from harvester.errors import ConfigurationError, InputError, Problem
 from harvester.site import Site
 from harvester.steering.options import OPTIONS, Option, Standing
 from harvester.steering.taskfile import TaskDefinition, load_task
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from harvester.planning.forecast import Forecast
 
 # Ours under the same name, or the command line's own under another.
-_OWN = frozenset({"loadJson", "site", "noSubmit", "verbose", "version", "python3", "dumpJson"})
+_OWN = frozenset({"loadJson", "site", "noSubmit", "version"})
+# phpo's short forms.
+_SHORT = {"python3": "-3", "verbose": "-v"}
 _TYPES: Mapping[str, click.ParamType[Any]] = {"int": click.INT, "number": click.FLOAT}
 
 
@@ -34,7 +37,9 @@ def _flag(option: Option) -> click.Option:
     if option.default is not None:
         text += f"  [default: {option.default}]"
     if option.kind == "flag":
-        return click.Option([option.name, f"--{option.name}"], is_flag=True, help=text)
+        names = [option.name, f"--{option.name}"]
+        names += [_SHORT[option.name]] if option.name in _SHORT else []
+        return click.Option(names, is_flag=True, help=text)
     return click.Option(
         [option.name, f"--{option.name}"],
         type=_TYPES.get(option.kind, click.STRING),
@@ -75,13 +80,16 @@ def submit(
     remarks += [remark for found in forecasts for remark in found.warnings]
     for remark in remarks:
         note(f"warning: {remark}")
+    outcome = _outcome_file(definition)
     if dry_run or definition.config.get("noSubmit"):
         _show(definition, remarks, forecasts, as_json)
+        _write_outcome(outcome, None)
         return
     directory = Path.cwd() if load_json is None else load_json.parent
     reply = task_client(central, token_file).submit(
         definition.to_document(), _travelling(definition, directory)
     )
+    _write_outcome(outcome, reply.task)
     for remark in set(reply.warnings) - set(remarks):
         note(f"warning: {remark}")
     if as_json:
@@ -89,6 +97,28 @@ def submit(
         print_json({"task": reply.task, "name": definition.name, "warnings": remarks, **costs})
     else:
         print_text(f"Submitted {definition.name!r} as task {reply.task}.")
+
+
+def _outcome_file(definition: TaskDefinition) -> Path | None:
+    """Where phpo's dumpJson wants the outcome; told before anything is submitted if it cannot be.
+
+    Raises:
+        InputError: there is no such directory.
+    """
+    given = definition.config.get("dumpJson")
+    if not given:
+        return None
+    path = Path(given)
+    if path.is_dir() or not path.parent.is_dir():
+        expected = "expected the name of a file in a directory that exists"
+        raise InputError(Problem("task options", "dumpJson", repr(given), expected))
+    return path
+
+
+def _write_outcome(path: Path | None, task: str | None) -> None:
+    if path is not None:
+        number = int(task) if task is not None and task.isdecimal() else None
+        path.write_text(json.dumps({"returnCode": 0, "jediTaskID": number, "task": task}) + "\n")
 
 
 def _definition(

@@ -183,8 +183,12 @@ OPTIONS: Mapping[str, Option] = {
         _accepted("python3", "flag", "Use Python 3.", "there is no other"),
         _accepted("verbose", "flag", "Say more.", "the command line's own -v says more"),
         _accepted("version", "flag", "Show the version.", "use --version"),
-        _accepted("noSubmit", "flag", "Do not submit.", "use --dry-run"),
-        _accepted("dumpJson", "text", "Write the outcome to a file.", "use --json"),
+        Option(name="noSubmit", kind="flag", help="Only check and show."),
+        Option(
+            name="dumpJson",
+            kind="text",
+            help="Write the outcome to this file: returnCode, jediTaskID (null if not submitted).",
+        ),
         _accepted("loadJson", "text", "Read options from a file.", "it is being read"),
     )
 }

@@ -281,6 +281,25 @@ def test_no_submit_in_the_file_submits_nothing(cli: Cli) -> None:
     found = cli("task", "submit", "--loadJson", search(Path("s"), noSubmit=True))
     assert found.code == 0
     assert "nothing was sent" in found.out
+    assert "noSubmit" not in found.err
+
+
+def test_phpos_outcome_file_is_written_and_its_place_checked_first(cli: Cli) -> None:
+    path = search(Path("s"), dumpJson="outcome.json")
+    assert cli("task", "submit", "--loadJson", path, "--dry-run").code == 0
+    outcome = {"returnCode": 0, "jediTaskID": None, "task": None}
+    assert json.loads(Path("outcome.json").read_text()) == outcome
+    path = search(Path("s"), dumpJson="nowhere/outcome.json")
+    found = cli("task", "submit", "--loadJson", path, "--dry-run")
+    assert (found.code, found.out) == (65, "")
+    assert "dumpJson: got 'nowhere/outcome.json'" in found.err
+
+
+def test_phpos_short_flags_are_taken_and_said_to_have_no_effect(cli: Cli) -> None:
+    found = cli("task", "submit", "--loadJson", search(Path("s")), "--dry-run", "-3", "-v")
+    assert found.code == 0
+    assert "python3 has no effect here" in found.err
+    assert "verbose has no effect here" in found.err
 
 
 @pytest.mark.parametrize(
