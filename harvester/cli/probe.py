@@ -15,6 +15,8 @@ from harvester.cli.output import json_option, note, print_json, print_text
 
 if TYPE_CHECKING:
     from harvester.probe.job import Probe
+    from harvester.site import Site
+    from payload_runner.files import Files
 
 _RUNS_S = 60.0
 
@@ -83,6 +85,30 @@ def _show(chosen: Probe) -> None:
     print_text(script.rstrip("\n"))
 
 
+def _check_budget(site: Site, files: Files, now: float) -> None:
+    """Refuse what would exceed the hourly submissions, the daemon's and those by hand together."""
+    from harvester.errors import StorageUnavailable
+    from harvester.paths import site_states
+    from harvester.probe.job import ProbeFailed
+    from harvester.spool.by_hand import spent_within_hour, submissions
+    from harvester.views.site_states import read_state
+    from harvester.views.text import instant
+
+    try:
+        by_hand = submissions(files, site.state_dir)
+    except OSError as error:
+        raise StorageUnavailable(f"the state directory: {error}") from error
+    status = read_state(site.name, site_states(os.environ) / site.name).status or {}
+    published = int(status.get("budgets", {}).get("submissions_last_hour", 0))
+    spent = spent_within_hour(by_hand, published, instant(status.get("updated")), now)
+    allowed = site.budgets.submissions_per_hour
+    if spent >= allowed:
+        raise ProbeFailed(
+            f"{spent} jobs were submitted at site {site.name} within the last hour, and "
+            f"budgets.submissions_per_hour is {allowed}: probe later"
+        )
+
+
 def _run(chosen: Probe, wait_s: float, *, as_json: bool) -> int:
     from harvester.clock import SystemClock
     from harvester.probe.findings import are_good, judge, snippet
@@ -90,8 +116,9 @@ def _run(chosen: Probe, wait_s: float, *, as_json: bool) -> int:
     from harvester.views.probe import findings_table
     from harvester.wiring import make_batch, make_files
 
-    files = make_files(chosen.site)
-    ports = Ports(make_batch(chosen.site), files, SystemClock().monotonic, time.sleep, note)
+    clock, files = SystemClock(), make_files(chosen.site)
+    _check_budget(chosen.site, files, clock.now())
+    ports = Ports(make_batch(chosen.site), files, clock, time.sleep, note)
     measured = run_probe(chosen, ports, wait_s)
     findings = judge(chosen.site, measured)
     good, corrections = are_good(findings), snippet(findings)

@@ -1,4 +1,6 @@
-"""The step that takes in allocations which users started themselves (``payload-runner join``)."""
+"""The step that takes in what users started themselves: allocations that joined
+(``payload-runner join``), and submissions of ``site probe``, which the budget counts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from harvester.daemon.desk import Desk
 from harvester.effects import Finished
 from harvester.ids import tag_prefix
 from harvester.model import Tag
+from harvester.spool.by_hand import submissions
 from harvester.store.positions import Position
 from payload_runner.files import Files
 from payload_runner.protocol import BadRecord, Joined, SpoolPaths, load_json
@@ -28,6 +31,14 @@ class Newcomer:
     joined: Joined | None
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What one look found."""
+
+    newcomers: tuple[Newcomer, ...]
+    submissions: tuple[float, ...]  # by hand, of the last days: when (wall clock)
+
+
 class Adopt:
     """Finds the markers that newcomers leave. Only their users ever cancel their jobs."""
 
@@ -38,18 +49,20 @@ class Adopt:
         self._known: set[str] = set()
         self._looked_at = float("-inf")
         self._looking = False
-        self._found: tuple[Newcomer, ...] = ()
+        self._found = Looked((), ())
 
     def take(self, finished: Finished) -> None:
         self._looking = False
         if finished.error is not None:
             log.debug("Cannot look for newcomers now. error=%s", finished.error)
-        elif isinstance(finished.result, tuple):
+        elif isinstance(finished.result, Looked):
             self._found = finished.result
 
     def step(self) -> bool:
-        found, self._found = self._found, ()
-        adopted = [self._adopt(newcomer) for newcomer in found]
+        found, self._found = self._found, Looked((), ())
+        for at in found.submissions:
+            self._desk.store.spendings.note("submission", at)
+        adopted = [self._adopt(newcomer) for newcomer in found.newcomers]
         if not self._looking and self._left() <= 0 and not self._desk.stopping:
             self._look()
         return any(adopted)
@@ -66,9 +79,12 @@ class Adopt:
         self._looked_at = desk.clock.monotonic()
         self._looking = True
         prefix = tag_prefix(desk.spool_id)
-        desk.effects.start(
-            "adopt", lambda: find_newcomers(desk.files, desk.spool, prefix, known), lane="files"
-        )
+
+        def look() -> Looked:
+            newcomers = find_newcomers(desk.files, desk.spool, prefix, known)
+            return Looked(newcomers, submissions(desk.files, desk.site.state_dir))
+
+        desk.effects.start("adopt", look, lane="files")
 
     def _adopt(self, newcomer: Newcomer) -> bool:
         desk, tag = self._desk, newcomer.tag

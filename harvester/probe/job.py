@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harvester.batch.port import BatchJob, BatchSystem, JobState
+from harvester.clock import Clock
 from harvester.errors import BatchUnavailable, HarvesterError, StorageUnavailable
 from harvester.ids import new_tag
 from harvester.jobs import job_of
 from harvester.model import JobId, Tag
 from harvester.probe.findings import Measured
 from harvester.site import Site
+from harvester.spool.by_hand import record_submission
 from harvester.spool.runner_archive import ensure_runner_archive
 from harvester.spool.spooldir import prepare_spool
 from payload_runner.files import Files
@@ -83,7 +85,7 @@ class Ports:
 
     batch: BatchSystem
     files: Files
-    monotonic: Callable[[], float]
+    clock: Clock
     sleep: Callable[[float], None]
     tell: Callable[[str], None]
 
@@ -103,10 +105,14 @@ def run_probe(probe: Probe, ports: Ports, wait_s: float) -> Measured:
         ports.files.replace(probe.paths.script, ports.batch.render(probe.job(runner)).encode())
     except OSError as error:
         raise StorageUnavailable(f"{root}: {error}") from error
+    try:
+        record_submission(ports.files, probe.site.state_dir, probe.name, ports.clock.now())
+    except OSError as error:
+        raise StorageUnavailable(f"the state directory: {error}") from error
     job = ports.batch.submit(probe.job(runner), probe.paths.script)
     ports.tell(f"job {job}: {probe.nodes} nodes for {probe.walltime_s:g} s in {probe.queue}")
     try:
-        _Vigil(probe, ports, job).keep(ports.monotonic() + wait_s)
+        _Vigil(probe, ports, job).keep(ports.clock.monotonic() + wait_s)
         measured = _collect(probe, ports)
     except BaseException:
         # Ctrl-C too: a job that nobody waits for is to leave the queue.
@@ -164,10 +170,10 @@ class _Vigil:
     def keep(self, until: float) -> None:
         """Come back when the report is there. Raises ProbeFailed."""
         ports = self._ports
-        look_at = ports.monotonic() + self._interval_s
+        look_at = ports.clock.monotonic() + self._interval_s
         gone_at: float | None = None
         while not self._has_report():
-            now = ports.monotonic()
+            now = ports.clock.monotonic()
             if now >= until:
                 raise _failed(self._probe, ports.files, "did not bring a report in time")
             if gone_at is None and now >= look_at:
@@ -216,11 +222,11 @@ def _collect(probe: Probe, ports: Ports) -> Measured:
     paths, files = probe.paths, ports.files
     try:
         report = load_json(files.read(paths.report, 0, _LIMIT), ProbeReport)
-        until = ports.monotonic() + COLLECT_S
+        until = ports.clock.monotonic() + COLLECT_S
         # The nodes' files may become visible after the report that counts them.
         while (
             len(found := paths.nodes(files.listdir(paths.root))) < report.nodes.processes
-            and ports.monotonic() < until
+            and ports.clock.monotonic() < until
         ):
             ports.sleep(LOOK_S)
         nodes = tuple(read_node(files.read(path, 0, _LIMIT)) for path in found)

@@ -52,11 +52,12 @@ def render_entry(service: Service, script: str, log: str, table: Table) -> str:
         "--time=00:10:00",
         f"--job-name=harvester-{service.site.name}",
         # Slurm would otherwise write a file in the home directory each time.
-        f"--output={log}",
+        f"--output={log.replace('%', '%%')}",  # %j and the like are patterns there
         "--open-mode=truncate",
     ]
     # Which partition or QOS may run such jobs is the centre's word: NERSC has `-q cron`.
-    return "".join(f"#SCRON {option}\n" for option in options) + f"{when} {_cron_word(script)}\n"
+    lines = [f"#SCRON {shlex.quote(option)}\n" for option in options]
+    return "".join(lines) + f"{when} {_cron_word(script)}\n"
 
 
 def merge(table: str, site: str, entry: str) -> str:

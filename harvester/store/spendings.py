@@ -18,6 +18,14 @@ class Spendings:
         self._connection.execute("INSERT INTO spendings VALUES (?, ?)", (what, at))
         self._connection.execute("DELETE FROM spendings WHERE at < ?", (at - _KEPT_S,))
 
+    def note(self, what: str, at: float) -> None:
+        """Record what somebody else spent at that instant; telling it again changes nothing."""
+        found = self._connection.execute(
+            "SELECT 1 FROM spendings WHERE what = ? AND at = ?", (what, at)
+        ).fetchone()
+        if found is None:
+            self.add(what, at)
+
     def within(self, what: str, window_s: float, now: float) -> int:
         """How many in the window. Those that a clock jump left in the future count as now."""
         count, newest = self._connection.execute(

@@ -20,6 +20,10 @@ from harvester.batch.port import BatchJob, JobEnd, JobState, ObservedJob
 from harvester.batch.slurm import Slurm
 from harvester.errors import BatchUnavailable, SubmissionRefused
 from harvester.model import JobId, Tag
+from harvester.service.crontab import Table, render_entry
+from harvester.service.facts import Service
+from harvester.site import Queue, Site, WalltimeBin
+from payload_runner.protocol import NodeShape
 from tests.live.conftest import SlurmCluster
 from tests.support import wait_to_see, wait_until
 
@@ -296,6 +300,42 @@ def test_controller_away_is_an_error_for_every_call_and_jobs_are_there_afterward
     finally:
         bench.cluster.heal()
     assert bench.wait_for(job, JobState.RUNNING).job_id == job
+
+
+def test_options_of_a_scrontab_entry_are_options_of_slurm(bench: Bench) -> None:
+    """There is no scrontab in Debian's Slurm, but it reads ``#SCRON`` as sbatch ``#SBATCH``."""
+    limits = WalltimeBin(nodes_min=1, nodes_max=1, walltime_max_s=600.0)
+    site = Site(
+        name="testbed",
+        batch_system="slurm",
+        node=NodeShape(gpus=0, cores=1),
+        queues=(Queue(name="batch", bins=(limits,)),),
+        spool=bench.directory,
+        account="proj",
+    )
+    service = Service(site=site, named="testbed", harvester=("true",), user="ada", environment={})
+    log = str(bench.directory / 'it\'s 100% "quoted" #1.log')
+    entry = render_entry(service, "/true", log, Table.SCRON)
+    options = "".join(
+        line.replace("#SCRON", "#SBATCH")
+        for line in entry.splitlines(keepends=True)
+        if line.startswith("#SCRON")
+    )
+    script = bench.directory / "entry.sh"
+    script.write_text(f"#!/bin/sh\n{options}")
+    script.chmod(0o755)
+
+    done = bench._execute(
+        ["sbatch", "--parsable", "--hold", str(script)], timeout_s=30.0, environment=os.environ
+    )
+    job = JobId(done.stdout.strip())
+    bench.submitted.append(job)
+
+    shown = bench.cluster.control("show", "job", job)
+    assert "JobName=harvester-testbed" in shown
+    assert "Account=proj" in shown
+    assert "TimeLimit=00:10:00" in shown
+    assert f"StdOut={log.replace('%', '%%')}\n" in shown
 
 
 def test_lost_node_ends_its_job_as_the_nodes_failure(bench: Bench) -> None:

@@ -63,7 +63,7 @@ def verify(environ: Mapping[str, str], unit: Path, *options: str) -> str:
 
 
 @needs_systemd
-@pytest.mark.parametrize("batch_system", ["slurm", "local"])
+@pytest.mark.parametrize("batch_system", ["slurm", "pbs", "lsf", "local"])
 def test_users_unit_has_nothing_for_systemd_to_remark(
     environ: Mapping[str, str], tmp_path: Path, batch_system: str
 ) -> None:
@@ -76,7 +76,7 @@ def test_users_unit_has_nothing_for_systemd_to_remark(
 
 
 @needs_systemd
-@pytest.mark.parametrize("batch_system", ["slurm", "local"])
+@pytest.mark.parametrize("batch_system", ["slurm", "pbs", "lsf", "local"])
 def test_systems_unit_has_nothing_for_systemd_to_remark(
     environ: Mapping[str, str], tmp_path: Path, batch_system: str
 ) -> None:

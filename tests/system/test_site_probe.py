@@ -117,3 +117,13 @@ def test_site_that_is_stopped_is_not_probed(environ: Mapping[str, str], tmp_path
     assert done.returncode == 75
     assert str(stop) in done.stderr
     assert probes(tmp_path) == []
+
+
+def test_probe_counts_in_the_hourly_budget(environ: Mapping[str, str], tmp_path: Path) -> None:
+    named = site_file(tmp_path, "budgets: {submissions_per_hour: 1}\n")
+    assert probe(environ, named).returncode in (0, 1)
+
+    done = probe(environ, named)
+
+    assert done.returncode == 75
+    assert "1 jobs were submitted at site small within the last hour" in done.stderr

@@ -172,6 +172,11 @@ def test_percent_sign_does_not_end_the_line_of_a_crontab() -> None:
     assert r"/a\%b/x.sh >/a\%b/x.log 2>&1" in entry
 
 
+def test_path_in_an_option_of_scrontab_is_a_path() -> None:
+    entry = render_entry(service_for(), "/x.sh", "/a b/100%/x.log", Table.SCRON)
+    assert "#SCRON '--output=/a b/100%%/x.log'\n" in entry
+
+
 @pytest.mark.parametrize(
     "table",
     ["", "0 1 * * * mine\n", "# begin harvester x\nold\n# end harvester x\n0 1 * * * mine\n"],

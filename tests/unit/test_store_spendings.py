@@ -18,3 +18,13 @@ def test_spendings_of_a_clock_that_was_wrong_hold_nobody_up_for_years(tmp_path: 
     assert store.spendings.within("query", MINUTE_S, now + MINUTE_S - 1) == 1
     assert store.spendings.within("query", MINUTE_S, now + MINUTE_S + 1) == 0
     store.close()
+
+
+def test_what_is_told_twice_is_spent_once(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "index.sqlite", "abcde")
+    store.spendings.note("submission", 1000.25)
+    store.spendings.note("submission", 1000.25)
+    store.spendings.note("submission", 1001.0)
+
+    assert store.spendings.within("submission", MINUTE_S, 1002.0) == 2
+    store.close()
