@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from harvester.batch.commands import Completed, Executor, run_command
 from harvester.batch.port import Observation, ObservedJob
 
 
 class CommandAdapter:
-    """Deadline, executor and environment of an adapter's commands; keeps nothing between calls.
+    """Deadline, executor and environment of an adapter's commands.
 
     ``project``: where limits count the jobs of all its members, the project (account) whose jobs
-    each look lists too. ``user``: whose jobs are ours, by login name; by default this process's.
+    each look lists too. ``user``: whose jobs are ours, by login name; by default whoever the
+    commands run as, which is asked once, for it may be on another host.
     """
+
+    # Says whom the batch system takes us for, whatever PATH it needs.
+    _IDENTITY: ClassVar[tuple[str, ...]] = ("/usr/bin/id", "-un")
 
     def __init__(
         self,
@@ -33,7 +37,13 @@ class CommandAdapter:
         self._project = project
 
     def _owner(self) -> str:
-        return self._user or pwd.getpwuid(os.getuid()).pw_name
+        if self._user is None:
+            done = self._run(self._IDENTITY, self._environment)
+            words = done.stdout.split()
+            if done.returncode != 0 or len(words) != 1:
+                raise done.unavailable("does not say who we are")
+            self._user = words[0]
+        return self._user
 
     def _run(self, command: Sequence[str], environment: Mapping[str, str]) -> Completed:
         return self._execute(command, timeout_s=self._timeout_s, environment=environment)

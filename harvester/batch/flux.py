@@ -10,8 +10,6 @@ Sources: flux-batch(1), flux-jobs(1), flux-cancel(1) and flux-environment(7) of 
 
 from __future__ import annotations
 
-import os
-import pwd
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,9 +31,10 @@ _OF_A_JOB = ("FLUX_JOB_", "FLUX_TASK_", "FLUX_KVS_NAMESPACE", "PMI_")
 
 
 class Flux(CommandAdapter):
-    """Flux as this user sees it. Implements ``BatchSystem``; holds no state between calls."""
+    """Flux as this user sees it. Implements ``BatchSystem``."""
 
     name = "flux"
+    _IDENTITY = ("/usr/bin/id", "-u")  # by number is how jobs are listed
     capabilities = Capabilities(accounting=True, exclude_nodes=True, walltime_step_s=60.0)
 
     def render(self, job: BatchJob) -> str:
@@ -64,10 +63,6 @@ class Flux(CommandAdapter):
     def cancel(self, jobs: Sequence[JobId]) -> None:
         if jobs:
             check_cancelled(self._ask(cancel_command(jobs)))
-
-    def _owner(self) -> str:
-        uid = pwd.getpwnam(self._user).pw_uid if self._user else os.getuid()
-        return str(uid)
 
     def _ask(self, command: Sequence[str]) -> Completed:
         environment = {**batch_environment(self._environment), "FLUX_F58_FORCE_ASCII": "1"}

@@ -49,7 +49,7 @@ _ACCOUNTING_DAYS = 30  # our allocations and their disputes are younger
 
 
 class GridEngine(CommandAdapter):
-    """Grid Engine as this user sees it. Implements ``BatchSystem``; keeps nothing between calls."""
+    """Grid Engine as this user sees it. Implements ``BatchSystem``."""
 
     name = "gridengine"
     capabilities = Capabilities(

@@ -36,7 +36,7 @@ _KEPT = frozenset({"LSB_DEFAULTQUEUE", "LSB_DEFAULTPROJECT", "LSB_DEFAULT_USERGR
 
 
 class Lsf(CommandAdapter):
-    """LSF as this user sees it. Implements ``BatchSystem``; holds no state between calls.
+    """LSF as this user sees it. Implements ``BatchSystem``.
 
     ``whole_nodes``: the cluster takes ``-nnodes`` (jsrun launches there).
     """

@@ -35,7 +35,7 @@ _PLACE = re.compile(r"-l\s*(?:\S*,)?place=")
 
 
 class Pbs(CommandAdapter):
-    """PBS as this user sees it. Implements ``BatchSystem``; holds no state between calls."""
+    """PBS as this user sees it. Implements ``BatchSystem``."""
 
     name = "pbs"
 

@@ -99,7 +99,7 @@ _NO_ACCOUNTING = "accounting storage is disabled"
 
 
 class Slurm(CommandAdapter):
-    """Slurm as this user sees it. Implements ``BatchSystem``; holds no state between calls."""
+    """Slurm as this user sees it. Implements ``BatchSystem``."""
 
     name = "slurm"
     capabilities = Capabilities(
