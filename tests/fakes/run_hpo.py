@@ -73,7 +73,8 @@ def announce(given: dict[str, str], sample: str, dump: Path) -> None:
     while True:
         names = given["checkPointToSave"].split(",")
         times = [os.stat(name).st_mtime for name in names if os.path.exists(name)]
-        fresh, looked = [at for at in times if at >= looked], time.time()
+        # The kernel's clock for files is some milliseconds behind: what was written since then.
+        fresh, looked = [at for at in times if at >= looked - 0.1], time.time()
         if fresh:
             with tarfile.open(f"{target}.tmp", "w:gz") as tar:
                 for name in names:
