@@ -39,6 +39,7 @@ class Account:
     user: str | None = None  # None: whoever runs this; root may name any other
     python: Path = Path(sys.executable)
     code: Path | None = None  # a checkout that goes before what the interpreter has installed
+    enter: tuple[str, ...] = ()  # in front of every command, to run it elsewhere: nsenter ...
 
     def command(self, *arguments: str) -> tuple[str, ...]:
         """``harvester`` with these arguments."""
@@ -65,8 +66,14 @@ class Account:
 
     def _switch(self) -> tuple[str, ...]:
         if self.user is None:
-            return ()
-        return ("setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups")
+            return self.enter
+        return (
+            *self.enter,
+            "setpriv",
+            f"--reuid={self.user}",
+            f"--regid={self.user}",
+            "--init-groups",
+        )
 
 
 class Stack:
@@ -200,6 +207,10 @@ class Stack:
             if self._may_have_jobs:
                 whatever_happens.callback(self._stop_jobs)
             self.stop_daemon()
+
+    def jobs_have_ended(self) -> None:
+        """The batch jobs were ended by other means: :meth:`stop` need not."""
+        self._may_have_jobs = False
 
     def _stop_jobs(self) -> None:
         batch = make_batch(self.site)

@@ -1,4 +1,4 @@
-"""A whole search on the real Slurm: service and daemon on the login node, payloads on the nodes.
+"""A whole search on a real cluster: service and daemon on the login node, payloads on the nodes.
 
 The service listens on the login node's loopback, which no node can reach. Everything runs as the
 user of the case, from a copy of the code that this user can read.
@@ -15,14 +15,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-from scripts.stack import TOP, Account, Stack
-from tests.live.conftest import SlurmCluster
+from scripts.stack import TOP, Account, Stack, StackFailed
 
 T = TypeVar("T")
 LOGIN_PYTHON = Path("/usr/bin/python3")
@@ -52,7 +51,7 @@ runner:
   idle_exit: 20s
 planning: {{boot_margin: {boot_margin}, default_expected: 10s}}
 budgets:
-  query_interval: 3s
+  query_interval: 2s
   queries_per_minute: 40
   submissions_per_hour: 60
   jobs_in_flight: {jobs}
@@ -75,7 +74,7 @@ _DEFAULTS: Mapping[str, object] = {
 
 _SPACE = {"x": {"method": "uniform", "dimension": {"low": 0.0, "high": 1.0}}}
 
-# In front of a command of Slurm: counts its calls and lets a test step in after it.
+# In front of a command of the batch system: counts its calls and lets a test step in after it.
 _WRAPPER = """#!/bin/bash
 echo "$EPOCHREALTIME {name}" >>{log}
 if [ -x {after} ]; then
@@ -87,8 +86,6 @@ if [ -x {after} ]; then
 fi
 exec {command} "$@"
 """
-_COMMANDS = ("sbatch", "squeue", "sacct", "scancel")
-
 # Locks its GPUs on its node: two payloads on one GPU at a time fail. Counts steps of 0.2 s.
 _PAYLOAD = """
 import fcntl, json, os, pathlib, socket, sys, time
@@ -116,7 +113,18 @@ pathlib.Path("output.json").write_text(json.dumps(output))
 """
 
 
-def install(cluster: SlurmCluster) -> Account:
+class Cluster(Protocol):
+    """What searches need of a cluster."""
+
+    @property
+    def user(self) -> str:
+        """An ordinary one, besides root."""
+
+    def directory(self, user: str) -> Path:
+        """A fresh private directory of ``user`` on the shared file system."""
+
+
+def install(cluster: Cluster) -> Account:
     """The code and what it needs, where the cluster's ordinary user can read it.
 
     Raises:
@@ -202,16 +210,24 @@ class Books:
 
 
 class Search:
-    """One search of a user: a stack on the login node, and what became of it."""
+    """One search of a user on Slurm: a stack on the login node, and what became of it.
 
-    def __init__(self, cluster: SlurmCluster, account: Account, **site: object) -> None:
+    What another batch system has of its own stands in the class variables and the methods at
+    the end.
+    """
+
+    site_text: ClassVar[str] = _SITE
+    commands: ClassVar[Sequence[str]] = ("sbatch", "squeue", "sacct", "scancel")
+    payload: ClassVar[Mapping[str, object]] = {"gpus_per_node": 1}
+
+    def __init__(self, cluster: Cluster, account: Account, **site: object) -> None:
         self.cluster = cluster
         self.user = account.user or "root"
         self.root = cluster.directory(self.user)
         self.spool = self.root / "spool"
         self.index = self.root / "index.sqlite"
         chosen = {**_DEFAULTS, **site}
-        text = _SITE.format(spool=self.spool, index=self.index, **chosen)
+        text = self.site_text.format(spool=self.spool, index=self.index, **chosen)
         self.stack = Stack(self.root, text, account)
         self._wrap_commands()
         self.began = time.monotonic()
@@ -261,7 +277,7 @@ class Search:
         log = self.root / "commands.log"
         log.touch()
         log.chmod(0o666)
-        for name in _COMMANDS:
+        for name in self.commands:
             real, after = shutil.which(name), directory / f"after-{name}"
             text = _WRAPPER.format(name=name, log=log, command=real, after=after)
             (directory / name).write_text(text)
@@ -293,7 +309,7 @@ class Search:
             "nParallelEvaluation": points,
             "checkPointToSave": "checkpoint",
             "checkPointInterval": 1,
-            "payload": {"gpus_per_node": 1, "expected_minutes": steps / 300, "warn_seconds": 1},
+            "payload": {**self.payload, "expected_minutes": steps / 300, "warn_seconds": 1},
         }
         (directory / "config.json").write_text(json.dumps(config))
         return directory / "config.json"
@@ -301,8 +317,14 @@ class Search:
     # --- what happens ---
 
     def wait(self, predicate: Callable[[], T], timeout: float, claim: str) -> T:
-        """Wait for a true value; what was hoped for and the logs' ends when it does not come."""
-        return self.stack.wait(predicate, timeout, f"not within {timeout:g} s: {claim}")
+        """Wait for a true value; what was hoped for, the allocations and problems that were last
+        published, and the logs' ends when it does not come.
+        """
+        try:
+            return self.stack.wait(predicate, timeout, f"not within {timeout:g} s: {claim}")
+        except StackFailed as error:
+            error.add_note(f"published: {self.live()}; {self.problems()}")
+            raise
 
     def live(self, *states: str) -> list[Mapping[str, Any]]:
         """Allocations of the published status in these states, in any but ended by default."""
@@ -374,7 +396,7 @@ class Search:
         self.settle(timeout)
         self.stack.stop_daemon()
         books = self.books()
-        calls = ", ".join(f"{len(self.calls(name))} {name}" for name in _COMMANDS)
+        calls = ", ".join(f"{len(self.calls(name))} {name}" for name in self.commands)
         title = os.environ.get("PYTEST_CURRENT_TEST", "").split("::")[-1]
         print(f"{books.figures(title, self.seconds)}; commands: {calls}")
         return books
@@ -406,23 +428,28 @@ class Search:
             ),
         )
 
-    def _accounted(self, tags: Iterable[str]) -> tuple[Mapping[str, str], ...]:
+    def _accounted(self, tags: frozenset[str]) -> tuple[Mapping[str, str], ...]:
         """Jobs under these tags, whoever submitted them, once accounting knows their end."""
-        names = ",".join(sorted(tags))
-        if not names:
+        if not tags:
             return ()
+        return self.wait(lambda: self.told_ends(tags), 60, "accounting knows the end of all jobs")
+
+    # --- what differs between batch systems ---
+
+    def told_ends(self, tags: frozenset[str]) -> tuple[Mapping[str, str], ...]:
+        """Accounting's jobs under these tags; none unless it knows the end of all it has.
+
+        Of each at least JobID, JobName, State (how it ended) and User.
+        """
+        names = ",".join(sorted(tags))
         command = ["sacct", "-n", "-P", "-X", "-a", f"--name={names}", "--starttime=now-2hours"]
-
-        def told() -> tuple[Mapping[str, str], ...]:
-            done = subprocess.run(
-                [*command, f"--format={_ACCOUNTED}"], capture_output=True, text=True, check=True
-            )
-            rows = [line.split("|") for line in done.stdout.splitlines()]
-            found = [dict(zip(_ACCOUNTED.split(","), row, strict=True)) for row in rows]
-            over = all(job["State"] not in ("RUNNING", "PENDING", "COMPLETING") for job in found)
-            return tuple(found) if found and over else ()
-
-        return self.wait(told, 60, "accounting knows the end of all jobs")
+        done = subprocess.run(
+            [*command, f"--format={_ACCOUNTED}"], capture_output=True, text=True, check=True
+        )
+        rows = [line.split("|") for line in done.stdout.splitlines()]
+        found = [dict(zip(_ACCOUNTED.split(","), row, strict=True)) for row in rows]
+        over = all(job["State"] not in ("RUNNING", "PENDING", "COMPLETING") for job in found)
+        return tuple(found) if over else ()
 
     def _end_jobs(self) -> None:
         names = ",".join(sorted(self.stack.tags()))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.live.conftest import SlurmCluster
+from tests.live.clusters import SlurmCluster
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 

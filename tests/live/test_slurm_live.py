@@ -24,7 +24,7 @@ from harvester.service.crontab import Table, render_entry
 from harvester.service.facts import Service
 from harvester.site import Queue, Site, WalltimeBin
 from payload_runner.protocol import NodeShape
-from tests.live.conftest import SlurmCluster
+from tests.live.clusters import SlurmCluster
 from tests.support import wait_to_see, wait_until
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]

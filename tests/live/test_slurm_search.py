@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scripts.stack import Account
-from tests.live.conftest import SlurmCluster
-from tests.live.searching import Search, install
+from tests.live.clusters import SlurmCluster
+from tests.live.searching import Search
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
-QUERY_INTERVAL_S = 3.0
+QUERY_INTERVAL_S = 2.0
 
 
-@pytest.fixture(scope="module")
-def ordinary(slurm_cluster: SlurmCluster) -> Iterator[Account]:
-    """The cluster's ordinary user, with an installation that this user can read."""
-    account = install(slurm_cluster)
-    yield account
-    assert account.code is not None
-    shutil.rmtree(account.code.parent, ignore_errors=True)
+@pytest.fixture
+def ordinary(slurm_cluster: SlurmCluster, installed: Callable[[SlurmCluster], Account]) -> Account:
+    return installed(slurm_cluster)
 
 
 def test_ordinary_user_searches_over_all_gpus_of_three_nodes(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
     with Search(slurm_cluster, ordinary, nodes="3", jobs=1) as search:
-        search.start(36, seconds=2)
+        search.start(24, seconds=2)
         books = search.finish()
 
-        books.check(36)
+        books.check(24)
         places = {point["attempts"][0]["node"] for point in books.points}
         assert places == {"node1", "node2", "node3"}
-        assert len(books.attempts) == 36
+        assert len(books.attempts) == 24
         assert {job["User"] for job in books.jobs} == {"hpcuser"}
 
 
@@ -46,12 +41,12 @@ def test_one_query_serves_all_jobs_and_is_counted(slurm_cluster: SlurmCluster) -
     with Search(
         slurm_cluster, Account(), nodes="1", jobs=3, boot_margin="0s", drain_margin="1s"
     ) as search:
-        search.start(30, seconds=6)
+        search.start(18, seconds=6)
         search.started_jobs(2)
         shown = search.stack.status()["budgets"]
         books = search.finish()
 
-        books.check(30)
+        books.check(18)
         assert len(books.jobs) >= 2
         calls = search.calls("squeue")
         apart = [later - earlier for earlier, later in itertools.pairwise(calls)]
@@ -66,9 +61,9 @@ def test_payload_that_the_walltime_cuts_goes_on_in_the_next_allocation(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
     with Search(
-        slurm_cluster, ordinary, nodes="1", jobs=1, walltime="00:01:00", drain_margin="20s"
+        slurm_cluster, ordinary, nodes="1", jobs=1, walltime="00:01:00", drain_margin="40s"
     ) as search:
-        search.start(2, seconds=45)
+        search.start(2, seconds=25)
         books = search.finish()
 
         books.check(2)
@@ -83,12 +78,12 @@ def test_requeued_job_takes_up_its_work_under_its_old_id(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
     with Search(slurm_cluster, ordinary, nodes="1", jobs=1, requeue="true") as search:
-        search.start(8, seconds=8)
+        search.start(4, seconds=6)
         (job,) = search.started_jobs()
         slurm_cluster.control("requeue", job)
         books = search.finish()
 
-        books.check(8)
+        books.check(4)
         starts = {path.name for path in search.spool.glob(f"allocations/*/{job}.*")}
         assert starts == {f"{job}.0", f"{job}.1"}
         (again,) = search.spool.glob(f"allocations/*/{job}.1/events.*.log")
@@ -99,12 +94,12 @@ def test_job_that_the_administrator_cancels_is_replaced(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
     with Search(slurm_cluster, ordinary, nodes="1", jobs=1) as search:
-        search.start(8, seconds=8)
+        search.start(4, seconds=6)
         (job,) = search.started_jobs()
         subprocess.run(["scancel", job], check=True)
         books = search.finish()
 
-        books.check(8)
+        books.check(4)
         assert len(books.jobs) == 2
         ends = {item["JobID"]: item["State"] for item in books.jobs}
         assert ends[job].startswith("CANCELLED")
@@ -230,10 +225,10 @@ def test_users_own_allocation_joins_from_inside_salloc(
         )
         with search.as_user(line) as own:
             search.wait(lambda: list(search.spool.glob("allocations/*/joined")), 60, "it joined")
-            search.start(24, seconds=2)
+            search.start(16, seconds=2)
             books = search.settle_with(own)
 
-        books.check(24)
+        books.check(16)
         assert len(books.joined) == 1
         places = {(attempt["tag"], attempt["node"]) for attempt in books.attempts}
         nodes = {node for tag, node in places if tag == books.joined[0]["tag"]}
