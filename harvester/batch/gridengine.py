@@ -79,8 +79,19 @@ class GridEngine(CommandAdapter):
         return replace(seen, jobs=tuple(with_reasons(job, reasons) for job in seen.jobs))
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
+        if not jobs and not tags:
+            return ()
         # qacct reads all its books for every question, and takes one id or name: so ask once.
-        known = parse_qacct(self._ask(qacct_command(self._owner()))) if jobs or tags else ()
+        found = self._accounted(jobs, tags, _ACCOUNTING_DAYS)
+        if {*jobs} <= {job.job_id for job in found} and {*tags} <= {job.name for job in found}:
+            return found
+        # A job that was lost with its node has no time in the books: no choice of days finds it.
+        return self._accounted(jobs, tags, None)
+
+    def _accounted(
+        self, jobs: Sequence[JobId], tags: Sequence[Tag], days: int | None
+    ) -> tuple[ObservedJob, ...]:
+        known = parse_qacct(self._ask(qacct_command(self._owner(), days)))
         return tuple(job for job in known if job.job_id in jobs or job.name in tags)
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
@@ -184,9 +195,9 @@ def reasons_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
     return ("qstat", "-j", ",".join(map(check_id, jobs)))
 
 
-def qacct_command(user: str) -> tuple[str, ...]:
-    """All jobs of this user that started within the last 30 days and have left."""
-    return ("qacct", "-o", user, "-d", str(_ACCOUNTING_DAYS), "-j")
+def qacct_command(user: str, days: int | None) -> tuple[str, ...]:
+    """All jobs of this user that have left; with ``days``, that started within so many."""
+    return ("qacct", "-o", user, *(() if days is None else ("-d", str(days))), "-j")
 
 
 def qdel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:

@@ -28,8 +28,11 @@ STATES: Mapping[str, JobState] = {
     **dict.fromkeys(_DELETED, JobState.ENDING),
     "z": JobState.ENDED,
 }
+# Its node came back without it: sge_status(5), "probably program or machine crash". Where it was
+# to run again (-r y), it is listed anew before it has left the list, and nobody asks the books.
+_NODE_CRASHED = 19
 # "failed" of an accounting record whose job has run and does not come again; sge_status(5).
-_AFTER_JOB = frozenset({0, 12, 13, 14, 15, 16, 17, 37, 100})
+_AFTER_JOB = frozenset({0, 12, 13, 14, 15, 16, 17, _NODE_CRASHED, 37, 100})
 _BY_LIMIT = 37  # qmaster enforced a limit
 _KILLED = 137
 _TOTAL = re.compile(r"^OWNER +WALLCLOCK.*\n=+\n(?:.+\n)?\Z", re.MULTILINE)
@@ -191,6 +194,8 @@ def _accounted(done: Completed, record: Mapping[str, str]) -> ObservedJob:
 def _end(done: Completed, record: Mapping[str, str], failed: int, status: int) -> JobEnd:
     if failed == 0 and status == 0:
         return JobEnd.COMPLETED
+    if failed == _NODE_CRASHED:
+        return JobEnd.NODE_FAILED
     asked = re.search(r"\bh_rt=(\d+)", record.get("category", ""))
     lasted = _number(done, record, "ru_wallclock")
     if failed in (_BY_LIMIT, 100) and asked and lasted >= int(asked.group(1)):

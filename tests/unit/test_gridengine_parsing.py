@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from harvester.batch.commands import Completed
@@ -199,6 +201,7 @@ AFTER = "100 : assumedly after job"
 @pytest.mark.parametrize(
     ("failed", "status", "lasted", "end"),
     [
+        ("19  : before writing exit_status", "0", "0", JobEnd.NODE_FAILED),
         ("0", "0", "31s", JobEnd.COMPLETED),
         ("0", "3", "31s", JobEnd.FAILED),
         (AFTER, KILLED, "10s", JobEnd.CANCELLED),
@@ -213,6 +216,23 @@ AFTER = "100 : assumedly after job"
 def test_ends_are_told_apart(failed: str, status: str, lasted: str, end: JobEnd) -> None:
     (job,) = parse_qacct(completed(record(failed, status, lasted) + TOTAL))
     assert (job.state, job.end) == (JobState.ENDED, end)
+
+
+def test_job_without_a_start_time_in_the_books_is_found_without_a_choice_of_days() -> None:
+    """As of a job whose node crashed: ``qacct -d`` leaves it out."""
+    asked: list[bool] = []
+
+    def execute(argv: Sequence[str], *, timeout_s: float, environment: object) -> Completed:
+        asked.append("-d" in argv)
+        lost = record("19  : before writing exit_status", "0", "0", number=10)
+        return completed(record(number=9) + ("" if "-d" in argv else lost) + TOTAL)
+
+    batch = GridEngine(execute=execute, user="user")
+    assert [job.job_id for job in batch.ended([JobId("9")], [])] == ["9"]
+    assert asked == [True]
+    (lost,) = batch.ended([JobId("10")], [])
+    assert (lost.job_id, lost.end) == ("10", JobEnd.NODE_FAILED)
+    assert asked == [True, True, False]
 
 
 def test_end_comes_in_grid_engines_own_words() -> None:
