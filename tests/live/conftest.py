@@ -13,16 +13,17 @@ from tests.live.clusters import (
     SHARED,
     SLURM_STATE,
     GridCluster,
+    SlurmCluster,
     run_testbed,
     why_no_gridengine,
     why_no_slurm,
 )
-from tests.live.clusters import SlurmCluster as SlurmCluster
 from tests.live.searching import Cluster, install
 
 _CLUSTERS = ("slurm_cluster", "grid")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep live tests of one cluster, or of one file, on one worker: others run side by side."""
     for item in items:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from scripts.stack import Account
-from tests.live.conftest import SlurmCluster
-from tests.live.searching import Search, install
+from tests.live.clusters import SlurmCluster
+from tests.live.searching import Search
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
@@ -41,13 +40,9 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(scope="module")
-def ordinary(slurm_cluster: SlurmCluster) -> Iterator[Account]:
-    """The cluster's ordinary user, with an installation that this user can read."""
-    account = install(slurm_cluster)
-    yield account
-    assert account.code is not None
-    shutil.rmtree(account.code.parent, ignore_errors=True)
+@pytest.fixture
+def ordinary(slurm_cluster: SlurmCluster, installed: Callable[[SlurmCluster], Account]) -> Account:
+    return installed(slurm_cluster)
 
 
 def finish(search: Search) -> tuple[Mapping[str, Any], ...]:
