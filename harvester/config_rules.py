@@ -187,6 +187,12 @@ def _remote(values: Mapping[str, Any]) -> Iterator[Finding]:
             )
 
 
+def _by_hand(values: Mapping[str, Any]) -> Iterator[Finding]:
+    central = _part(values, "central")
+    if central.get("kind") == "bundles" and central.get("url"):
+        yield ("central", "url"), "expected none: with `kind: bundles` no service is called"
+
+
 def _launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
     given = _part(values, "runner").get("launcher") or []
     words = given.split() if isinstance(given, str) else given
@@ -303,6 +309,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _project_limits,
     _spool,
     _remote,
+    _by_hand,
     _launcher,
     _mpi_launcher,
     _transport,

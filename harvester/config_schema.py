@@ -238,7 +238,7 @@ class BudgetKeys(_Part):
 class CentralKeys(_Part):
     """Which central service; without a URL the one that runs on this machine."""
 
-    kind: Literal["native"] = "native"
+    kind: Literal["native", "bundles"] = "native"
     url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = None
     token_file: Directory | None = None
     ca_file: Directory | None = None

@@ -172,6 +172,11 @@ class Site:
     remote: Remote | None = None  # None: the harvester runs where the spool is
 
     @property
+    def bundles(self) -> Path:
+        """Where what is carried by hand comes in and goes out."""
+        return self.state_dir / "bundles"
+
+    @property
     def status_file(self) -> Path:
         """``status.json``: in the spool, or here where the spool is on another host."""
         return (self.spool if self.remote is None else self.state_dir) / "status.json"

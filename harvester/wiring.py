@@ -5,11 +5,12 @@ Each adapter is imported when it is chosen, so that a daemon holds only what its
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from harvester.errors import ConfigurationError, NotFound, Problem
 
 if TYPE_CHECKING:
     from harvester.batch.port import BatchJob, BatchSystem
+    from harvester.bundles.connected import ConnectedSide
     from harvester.central.port import CentralService
     from harvester.central.tasks import TaskClient
     from harvester.daemon import Daemon
@@ -78,6 +80,11 @@ def make_central(
     Raises:
         ConfigurationError: what names the service or its token is wrong.
     """
+    if site.central.kind == "bundles":
+        from harvester.bundles.offline import BundleCentral
+
+        return BundleCentral(site.bundles)
+
     from harvester.central.discovered import DiscoveredCentral
     from harvester.central.native import NativeCentral
     from harvester.central.tasks import discover
@@ -105,6 +112,25 @@ def make_central(
     except NotFound as error:
         log.warning("Finds no central service yet and goes on looking. reason=%s", error)
     return DiscoveredCentral(find, connect)
+
+
+@contextlib.contextmanager
+def connected_side(
+    site: Site, overrides: CentralOverrides | None = None
+) -> Iterator[ConnectedSide]:
+    """The side of a site's bundles that reaches the central service; one process at a time.
+
+    Raises:
+        ConfigurationError, StorageUnavailable: as they say.
+    """
+    from harvester.alone import held_alone
+    from harvester.bundles.connected import ConnectedSide
+    from harvester.bundles.offline import BundlePlaces
+
+    BundlePlaces(site.bundles)
+    with held_alone(site.bundles / "lock"):
+        central = make_central(site, overrides)
+        yield ConnectedSide(site.bundles, site.name, harvester_name(site), central)
 
 
 def make_task_client(

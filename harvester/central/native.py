@@ -17,9 +17,10 @@ from harvester.central.port import (
     Report,
     Result,
 )
+from harvester.central.records import leased_point, result_fields
 from harvester.errors import CentralRefused, CentralUnavailable, CredentialsRefused
-from harvester.model import AttemptId, LeasedPoint, LeaseId, PointId, TaskId
-from payload_runner.protocol import BadRecord, PayloadSpec, from_fields, to_fields
+from harvester.model import AttemptId, LeaseId
+from payload_runner.protocol import BadRecord, PayloadSpec, from_fields
 
 RESULTS_AT_ONCE = 1_000
 LEASES_AT_ONCE = 10_000
@@ -53,7 +54,7 @@ class NativeCentral:
         answer = self._post("/leases", body)
         try:
             return LeaseReply(
-                points=tuple(_leased_point(item) for item in _list(answer, "points")),
+                points=tuple(leased_point(item) for item in _list(answer, "points")),
                 payloads=tuple(
                     from_fields(PayloadSpec, item) for item in _list(answer, "payloads")
                 ),
@@ -132,7 +133,7 @@ class NativeCentral:
             return [Receipt(result.attempt, "refused", str(still))]
 
     def _tell(self, batch: Sequence[Result]) -> list[Receipt]:
-        body = {"harvester": self._harvester, "results": [_fields(item) for item in batch]}
+        body = {"harvester": self._harvester, "results": [result_fields(item) for item in batch]}
         answer = self._post("/results", body)
         receipts = [
             Receipt(AttemptId(str(item["attempt"])), str(item["verdict"]), str(item["reason"]))
@@ -148,32 +149,11 @@ class NativeCentral:
         return expect_object(answer, self._http.url)
 
 
-def _leased_point(fields: Mapping[str, Any]) -> LeasedPoint:
-    segment = fields.get("segment")
-    return LeasedPoint(
-        lease=LeaseId(str(fields["lease"])),
-        task=TaskId(str(fields["task"])),
-        point=PointId(str(fields["point"])),
-        parameters=fields["parameters"],
-        payload_id=str(fields["payload_id"]),
-        segment=None if segment is None else str(segment),
-        priority=int(fields.get("priority", 0)),
-        expires_s=float(fields["expires_s"]),
-        attempts_before=int(fields.get("attempts_before", 0)),
-    )
-
-
-def _fields(result: Result) -> dict[str, Any]:
-    fields: dict[str, Any] = to_fields(result)
-    # to_fields leaves out what is at its default; these have none on the wire.
-    return fields | {"final": result.final, "state": result.state}
-
-
 def _batches(results: Sequence[Result]) -> Iterator[list[Result]]:
     batch: list[Result] = []
     size = 0
     for result in results:
-        own = len(encode(_fields(result)))
+        own = len(encode(result_fields(result)))
         if batch and (len(batch) >= RESULTS_AT_ONCE or size + own > BATCH_BYTES):
             yield batch
             batch, size = [], 0

@@ -25,6 +25,7 @@ COMMANDS = {
     "recover": Lazy("harvester.cli.recover:recover", "Rebuild a site's index from its logs."),
     "site": Lazy("harvester.cli.site:site", "List, show, check and render site files."),
     "image": Lazy("harvester.cli.image:image", "Bring container images to a site."),
+    "bundle": Lazy("harvester.cli.bundle:bundle", "Carry points and results by hand."),
     "service": Lazy("harvester.cli.service:service", "Keep a site's daemon running."),
     "central": Lazy("harvester.cli.central:central", "Run the embedded central service."),
     "completion": Lazy("harvester.cli.completion:completion", "Print a shell completion script."),

@@ -7,16 +7,16 @@ Beside its socket lies a small record of when it was opened.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harvester import paths
+from harvester.alone import held_alone
 from harvester.batch.commands import run_command
 from harvester.errors import BatchUnavailable, Unavailable
 from harvester.quantities import format_duration, format_instant
@@ -105,7 +105,7 @@ class Link:
         Raises:
             NoConnection: with what ssh says.
         """
-        with self._alone():
+        with held_alone(self._lock):
             if not by_person and self.is_open():
                 return  # somebody else was first
             # Never a name again: the process removes the one it was given when it leaves.
@@ -120,7 +120,7 @@ class Link:
 
     def close(self) -> bool:
         """Close the connection and everything that goes over it; whether there was one."""
-        with self._alone():
+        with held_alone(self._lock):
             was_open = self.is_open()
             if was_open:
                 self._control("exit")
@@ -159,16 +159,6 @@ class Link:
         opened = Opened(at, None if session_s is None else at + session_s)
         text = json.dumps({**_fields(opened), "host": self.remote.host})
         RealFiles().replace(self._record, f"{text}\n".encode())
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process opens or closes at a time."""
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def link_directory(environ: paths.Environment) -> Path:

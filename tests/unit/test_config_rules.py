@@ -197,3 +197,8 @@ def test_rules_pass_over_what_is_of_the_wrong_type(key: str, value: object) -> N
 def test_virtual_cluster_is_never_on_another_host() -> None:
     found = broken_rules(site(remote={"host": "login"}, batch_system="local"))
     assert [key for key, text in found if "a real batch system" in text] == [("remote",)]
+
+
+def test_site_that_bundles_serve_calls_no_service() -> None:
+    ((key, text),) = broken_rules(site(central={"kind": "bundles", "url": "https://central"}))
+    assert (key, "no service is called" in text) == (("central", "url"), True)

@@ -213,6 +213,12 @@ def test_only_wiring_and_the_command_line_know_of_other_hosts() -> None:
     assert [str(item) for item in users if not is_in(item.importer, knowing)] == []
 
 
+def test_only_wiring_and_the_command_line_know_of_bundles() -> None:
+    users = [item for item in imports() if is_in(item.imported, ("harvester.bundles",))]
+    knowing = ("harvester.bundles", "harvester.wiring", "harvester.cli.bundle")
+    assert [str(item) for item in users if not is_in(item.importer, knowing)] == []
+
+
 def test_only_wiring_knows_the_batch_systems() -> None:
     def adapter(module: str) -> str | None:
         parts = module.split(".")
