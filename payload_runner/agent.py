@@ -18,6 +18,7 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 from payload_runner import gpus, guardian, processes
 from payload_runner.joining import connect
 from payload_runner.loop import Loop
+from payload_runner.mps import Mps
 from payload_runner.node import Node
 from payload_runner.payload import Payload
 from payload_runner.placement import Slot
@@ -120,6 +121,7 @@ class Agent:
             tell=self._tell,
             wake=self._get_wake,
             wall=wall,
+            mps=Mps(environ, plan.node.gpu_variable, self._nonce),
         )
 
     def run(self) -> int:
@@ -137,6 +139,7 @@ class Agent:
             self._greet()
             while not self._leaving or self._payloads:
                 self._turn()
+            self._end_mps()
             self._tidy(guarding.pid)
             # Only now: after a crash of ours the guardian is to end what we leave behind.
             guarding.dismiss()
@@ -341,7 +344,12 @@ class Agent:
             self._loop.turn(0.1)
         processes.send(processes.children((guarding,)), signal.SIGKILL)
 
+    def _end_mps(self) -> None:
+        if self._node.mps is not None:
+            self._node.mps.close()
+
     def _close(self) -> None:
+        self._end_mps()
         if self._wake is not None:
             self._wake.close()
         self._loop.close()

@@ -51,7 +51,7 @@ def find_resources(
     if pin:
         # Names that the site has put in order say already which cores are near.
         near = [] if promised.gpu_names else cores_near_gpus()
-        ordered = order_cores(cores, near[: len(gpus)])
+        ordered = order_cores(cores, near_each(gpus, near))
     else:
         ordered = list(range(promised.cores)) if promised.cores else cores
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1_000_000
@@ -108,6 +108,16 @@ def threads_of(resources: NodeResources, slot: Slot) -> int:
         shares = sum(gpu.share for gpu in slot.gpus)
         cores = len(resources.cores) * shares / len(resources.gpus)
     return 0 if cores <= 0 else max(1, int(cores) // max(1, slot.ranks))
+
+
+def near_each(names: Sequence[str], near: Sequence[FrozenSet[int]]) -> List[FrozenSet[int]]:
+    """The cores near each of the GPUs that were given, out of those near each GPU of the node.
+
+    Names that are numbers count along the bus; others are taken as its first ones.
+    """
+    if all(name.isdigit() and int(name) < len(near) for name in names):
+        return [near[int(name)] for name in names]
+    return list(near[: len(names)])
 
 
 def order_cores(cores: Sequence[int], near: Sequence[FrozenSet[int]]) -> List[int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Mapping, Protocol, Set
+from typing import Callable, Dict, Mapping, Optional, Protocol, Set
 
 from payload_runner import environment
 from payload_runner.gpus import NodeResources
 from payload_runner.loop import Loop
+from payload_runner.mps import Mps
 from payload_runner.outcome import Exit
 from payload_runner.protocol import (
     AllocationPlan,
@@ -47,6 +48,7 @@ class Node:
     tell: Callable[[str, Dict[str, str]], None]
     wake: Callable[[], Wake]
     wall: Callable[[], float]
+    mps: Optional[Mps] = None
     owners: Dict[int, Owner] = field(default_factory=dict)  # by process id
     helpers: Set[int] = field(default_factory=set)  # processes of the agent's own
     _environments: Dict[str, Dict[str, str]] = field(default_factory=dict)

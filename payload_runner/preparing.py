@@ -130,6 +130,8 @@ def command_of(
     if spec.contract == runhpo.CONTRACT:
         variables.update(runhpo.variables(order))
     if spec.container is None:
+        if node.mps is not None:
+            variables.update(node.mps.variables(slot))
         return Command(("/bin/sh", "-c", command), variables)
     return _contained(node, spec, spec.container, slot, workdir, command, variables)
 

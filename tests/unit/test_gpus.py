@@ -12,6 +12,7 @@ from payload_runner.gpus import (
     find_resources,
     given_gpus,
     gpu_labels,
+    near_each,
     order_cores,
     parse_core_list,
     threads_of,
@@ -124,6 +125,23 @@ def test_threads_follow_the_share_of_cores(slot: Slot, threads: int) -> None:
 def test_cores_near_a_gpu_come_at_its_place() -> None:
     near = [frozenset({4, 5, 6, 7}), frozenset({0, 1, 2, 3})]
     assert order_cores(range(8), near) == [4, 5, 6, 7, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "cores"),
+    [
+        (("2", "3"), [4, 6]),
+        (("1", "0"), [2, 0]),
+        (("GPU-8f1", "MIG-2"), [0, 2]),
+        (("6", "7"), [0, 2]),
+        ((), []),
+    ],
+)
+def test_cores_are_those_near_the_gpus_that_were_given(
+    names: tuple[str, ...], cores: list[int]
+) -> None:
+    near = [frozenset({first, first + 1}) for first in (0, 2, 4, 6)]
+    assert [min(item) for item in near_each(names, near)] == cores
 
 
 def test_gpus_that_share_cores_get_equal_parts() -> None:
