@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +15,20 @@ from pydantic_core import ErrorDetails
 
 from harvester import paths
 from harvester.config_rules import broken_rules
-from harvester.config_schema import PolicyKeys, SiteKeys
+from harvester.config_schema import FORMS, PolicyKeys, SiteKeys
 from harvester.config_yaml import Key, Layer
 from harvester.errors import ConfigurationError, Problem
 
 _Keys = TypeVar("_Keys", bound=BaseModel)
 
 
-def validate(first: Path, layer: Layer) -> SiteKeys:
-    """The keys of a merged site file; ConfigurationError with everything wrong in it."""
+def validate(first: Path, layer: Layer, others: Iterable[Problem] = ()) -> SiteKeys:
+    """The keys of a merged site file; ConfigurationError with everything wrong in it.
+
+    ``others``: what was found wrong elsewhere, to be told at once.
+    """
     keys, problems = _keys(SiteKeys, first, layer)
+    problems.extend(others)
     for key, sentence in broken_rules(layer.values):
         # A shipped file is a centre without a user; `run` asks for the account.
         if key != ("account",) or first.parent != paths.SHIPPED_SITES:
@@ -39,10 +43,11 @@ def validate_policy(path: Path, layer: Layer) -> PolicyKeys:
 
 def _keys(model: type[_Keys], first: Path, layer: Layer) -> tuple[_Keys | None, list[Problem]]:
     try:
-        return model.model_validate(layer.values), []
+        return model.model_validate(layer.values), list(layer.problems)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        return None, [_schema_problem(model, first, layer, details) for details in found]
+        wrong = [_schema_problem(model, first, layer, details) for details in found]
+        return None, [*layer.problems, *wrong]
 
 
 def _sound(keys: _Keys | None, problems: list[Problem]) -> _Keys:
@@ -77,7 +82,7 @@ def _expected(kind: str, details: ErrorDetails) -> str:
             sign, bound = next(iter(context.items()))
             return f"expected {word[sign]} {bound:g}"
         case "string_pattern_mismatch":
-            return f"expected text of the form {context['pattern']}"
+            return f"expected {FORMS.get(context['pattern'], context['pattern'])}"
         case "harvester":
             return details["msg"]
     return _TYPES.get(kind, f"not accepted: {details['msg']}")

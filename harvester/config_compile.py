@@ -56,8 +56,8 @@ def compile_site(
     """
     sources = Sources(environ)
     first, layer = _layers(name, sources)
-    keys = validate(first, layer)
-    site = Expansion(first, layer, sources).site(keys)
+    expansion = Expansion(first, layer, sources)
+    site = expansion.site(validate(first, layer, expansion.problems()))
     site, rulings = _within_policy(site, policy, sources)
     return {
         "site": dataclasses.asdict(site),

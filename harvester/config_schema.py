@@ -32,6 +32,24 @@ from harvester.quantities import (
 #: Sources that name no document: general knowledge, and what is for us to choose.
 UNSOURCED, CHOSEN = "unsourced", "chosen"
 
+_WORD = r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}$"
+_GPU = r"^[A-Za-z0-9._-]+$"
+_DATE = r"^\d{4}(-\d\d(-\d\d)?)?$"
+_URL = r"^https?://[^\s/]+(/\S*)?$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_NAME = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+_HOST = r"^[A-Za-z0-9][A-Za-z0-9@._-]{0,254}$"
+#: What the patterns of this schema mean, for people.
+FORMS = {
+    _HOST: "a host as ssh takes it: a name, user@name, or an alias of its configuration",
+    _WORD: "one word of letters, digits and ._:@+/-, 128 at most",
+    _GPU: "a GPU's name of letters, digits and ._-",
+    _DATE: 'a date such as "2026-08-31", "2026-08" or "2026"',
+    _URL: "a URL that begins with http:// or https://",
+    _VARIABLE: "the name of an environment variable",
+    _NAME: "a name of small letters, digits and _.-, 64 at most",
+}
+
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 
@@ -74,7 +92,7 @@ Nodes = Annotated[
     _either("string", "integer", "array", description=NODE_FORMS),
 ]
 Line = Annotated[str, _parsed(_one_line), _either("string", description="one line of text")]
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}$")]
+Word = Annotated[str, Field(pattern=_WORD)]
 Words = Annotated[
     list[str], _parsed(_split_words), _either("string", "array", description="a command's words")
 ]
@@ -158,7 +176,7 @@ class NodeKeys(_Part):
     gpu_variable: Literal["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"] = (
         "CUDA_VISIBLE_DEVICES"
     )
-    gpu_order: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]] = []
+    gpu_order: list[Annotated[str, Field(pattern=_GPU)]] = []
 
 
 class SubmissionKeys(_Part):
@@ -191,7 +209,7 @@ class SourceKeys(_Part):
     """Where a value comes from, and when it was looked up."""
 
     source: Annotated[Line, Field(min_length=1)]
-    date: Annotated[str, Field(pattern=r"^\d{4}(-\d\d(-\d\d)?)?$")] | None = None
+    date: Annotated[str, Field(pattern=_DATE)] | None = None
 
 
 def _source(value: object) -> object:
@@ -239,7 +257,7 @@ class CentralKeys(_Part):
     """Which central service; without a URL the one that runs on this machine."""
 
     kind: Literal["native", "bundles"] = "native"
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = None
+    url: Annotated[str, Field(pattern=_URL)] | None = None
     token_file: Directory | None = None
     ca_file: Directory | None = None
     timeout: Annotated[Duration, Field(gt=0)] = 30.0
@@ -256,7 +274,7 @@ class RunnerKeys(_Part):
     keep_workdirs: bool = False
     drain_margin: Duration = 60.0
     idle_exit: Duration = 120.0
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    environment: dict[Annotated[str, Field(pattern=_VARIABLE)], str] = {}
     prologue: list[Line] = []
 
     @model_validator(mode="after")
@@ -301,7 +319,7 @@ class LocalKeys(_Part):
 class RemoteKeys(_Part):
     """The login node, where the harvester runs on another host and reaches it over ssh."""
 
-    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9@._-]{0,254}$")]
+    host: Annotated[str, Field(pattern=_HOST)]
     ssh_config: Directory | None = None
     python: Annotated[str, Field(min_length=1)] = "python3"
     prologue: list[Line] = []
@@ -315,7 +333,7 @@ class SiteKeys(_Part):
     """A computing centre as the harvester is to see it."""
 
     extends: str | None = None
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")] | None = None
+    name: Annotated[str, Field(pattern=_NAME)] | None = None
     description: Line = ""
     batch_system: Literal["local", "slurm", "gridengine", "pbs", "lsf", "flux"]
     account: Word | None = None

@@ -32,6 +32,16 @@ from payload_runner.protocol import NodeShape
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _MEGABYTE = 1_000_000
+# The keys whose values are paths.
+_PATHS = (
+    ("spool", "path"),
+    ("state", "dir"),
+    ("state", "index"),
+    ("central", "token_file"),
+    ("central", "ca_file"),
+    ("containers", "image_dir"),
+    ("remote", "ssh_config"),
+)
 
 
 class Expansion:
@@ -42,6 +52,16 @@ class Expansion:
         self._layer = layer
         self._sources = sources
         self._problems: list[Problem] = []
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the paths of the file, whatever else is wrong with it."""
+        found = Expansion(self._first, self._layer, self._sources)
+        for part, name in _PATHS:
+            inside = self._layer.values.get(part)
+            text = inside.get(name) if isinstance(inside, dict) else None
+            if isinstance(text, str) and text:
+                found._path((part, name), text)
+        return found._problems
 
     def site(self, keys: SiteKeys) -> Site:
         """The site; ConfigurationError when a path names a variable that is not set."""

@@ -34,10 +34,14 @@ class Mark:
 
 @dataclass(slots=True)
 class Layer:
-    """The values of one file, or of several laid over one another, and their marks."""
+    """The values of one file, or of several laid over one another, and their marks.
+
+    ``problems``: what is wrong with the text itself, to be told together with the rest.
+    """
 
     values: dict[str, Any]
     marks: dict[Key, Mark] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -54,16 +58,16 @@ for _name, _pattern, _first in (
 
 
 def read_layer(path: Path, text: bytes, what: str = "a site file") -> Layer:
-    """One file's values and marks.
+    """One file's values and marks. Of a key that stands there twice the first one counts.
 
     Raises:
-        ConfigurationError: not UTF-8, not YAML, not a mapping, a key twice, or far too large.
+        ConfigurationError: not UTF-8, not YAML, not a mapping, or far too large.
     """
     node = _compose(path, text)
     if not isinstance(node, yaml.MappingNode):
         raise _problem(path, 1, "", f"expected `key: value` lines at the top level of {what}")
     layer = Layer({})
-    layer.values = _Reader(path, layer.marks).mapping(node, ())
+    layer.values = _Reader(path, layer).mapping(node, ())
     return layer
 
 
@@ -71,7 +75,7 @@ def lay_over(base: Layer, top: Layer) -> Layer:
     """``top`` over ``base``: mappings merge key by key, everything else is replaced whole."""
     marks = dict(base.marks)
     values = _merge(base.values, top.values, marks, ())
-    return Layer(values, {**marks, **top.marks})
+    return Layer(values, {**marks, **top.marks}, [*base.problems, *top.problems])
 
 
 def _merge(base: Any, top: Any, marks: dict[Key, Mark], key: Key) -> Any:
@@ -95,16 +99,19 @@ def _compose(path: Path, text: bytes) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         line = None if error.problem_mark is None else error.problem_mark.line + 1
         raise _problem(path, line, "", f"not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise _problem(path, None, "", f"not valid YAML: {error or 'nested too deeply'}") from None
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise _problem(path, None, "", f"not valid YAML: {words}") from None
+    except RecursionError:
+        raise _problem(path, None, "", "not valid YAML: nested too deeply") from None
 
 
 class _Reader:
     """Turns nodes into values, noting where each key stands."""
 
-    def __init__(self, path: Path, marks: dict[Key, Mark]) -> None:
+    def __init__(self, path: Path, layer: Layer) -> None:
         self._path = path
-        self._marks = marks
+        self._layer = layer
         self._seen = 0
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
@@ -115,8 +122,11 @@ class _Reader:
             if not isinstance(name, str):
                 raise _problem(self._path, line, "", "expected a plain word as key")
             if name in values:
-                raise _problem(self._path, line, name, "this key stands here twice; keep one")
-            self._marks[(*key, name)] = Mark(str(self._path), line)
+                words = ".".join(map(str, (*key, name)))
+                sentence = "this key stands here twice; keep one"
+                self._layer.problems.append(Problem(str(self._path), words, "", sentence, line))
+                continue
+            self._layer.marks[(*key, name)] = Mark(str(self._path), line)
             values[name] = self._value(value_node, (*key, name))
         return values
 
@@ -132,7 +142,7 @@ class _Reader:
         return self._scalar(node)
 
     def _item(self, node: yaml.Node, key: Key) -> Any:
-        self._marks[key] = Mark(str(self._path), node.start_mark.line + 1)
+        self._layer.marks[key] = Mark(str(self._path), node.start_mark.line + 1)
         return self._value(node, key)
 
     def _scalar(self, node: yaml.Node) -> Any:

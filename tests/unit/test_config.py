@@ -157,9 +157,9 @@ def test_all_problems_come_at_once_with_line_key_and_value(environ: Mapping[str,
         ("gpus: 4", "gpus: -1", "node.gpus: expected at least 0"),
         ("gpus: 4", 'gpus: "4"', "node.gpus: expected a whole number"),
         ("gpus: 4", "gpus: 4, cpus: 5", "node.cpus: unknown key"),
-        ("account: abc", "account: 'a b'", "account: expected text of the form"),
+        ("account: abc", "account: 'a b'", "account: expected one word of letters"),
         ("account: abc", "directives: ['a\\nb']", "expected your project's account"),
-        ("account: abc", "name: ../x", "name: expected text of the form"),
+        ("account: abc", "name: ../x", "name: expected a name of small letters"),
         ("account: abc", "budgets: 5", "budgets: expected `key: value` lines"),
         ("name: gpu", "name: gpu: bins", "not valid YAML"),
         ("account: abc", "batch_system: local", "this key stands here twice"),
@@ -272,3 +272,35 @@ def test_listing_shows_the_file_that_wins_and_passes_over_other_yaml(
     assert found["local"] == mine
     assert "slurm" in found
     assert "docker-compose" not in found
+
+
+def test_text_paths_types_and_rules_are_told_in_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(
+        "batch_system: slurm\n"
+        "batch_system: pbs\n"
+        "account: two words\n"
+        "spool: {path: $NOT_SET_ANYWHERE/x}\n"
+        "node: {gpus: 1, cores: none}\n"
+        "queues:\n"
+        "  - {name: q, bins: [{nodes: 1-4, walltime: 1m}]}\n"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        compile_site(str(path), {"HOME": str(tmp_path)})
+    found = [(problem.line, problem.key, problem.expected) for problem in caught.value.problems]
+    assert [(line, key) for line, key, _ in found if line is not None] == [
+        (2, "batch_system"),
+        (3, "account"),
+        (4, "spool.path"),
+        (5, "node.cores"),
+        (7, "queues[0].bins[0].walltime"),
+    ]
+    assert "one word of letters, digits and ._:@+/-" in found[2][2] + found[1][2]
+
+
+def test_text_that_is_no_yaml_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(b"\0\1")
+    with pytest.raises(ConfigurationError, match="not valid YAML") as caught:
+        compile_site(str(path), {"HOME": str(tmp_path)})
+    assert "\n" not in str(caught.value)
