@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         document = compile_site(name, os.environ, policy)
     except ConfigurationError as error:
-        problems = [dataclasses.asdict(problem) for problem in error.problems]
+        problems = [problem._asdict() for problem in error.problems]
         print(json.dumps({"problems": problems}))
         return error.exit_code
     print(json.dumps(document, default=str))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import click
 
@@ -13,6 +12,8 @@ from harvester import __version__
 from harvester.cli import exits
 from harvester.cli.lazy import Lazy, LazyGroup
 from harvester.errors import HarvesterError
+
+WIDTH = 80  # help texts are not wider, however wide the terminal is
 
 COMMANDS = {
     "status": Lazy("harvester.cli.status:status", "What runs, what is wrong, what to do."),
@@ -32,11 +33,10 @@ COMMANDS = {
 }
 
 
-@dataclass(slots=True)
 class Settings:
     """What the root options say; commands find it as the context's object."""
 
-    verbose: int = 0
+    verbose = 0
 
 
 @click.group(
@@ -64,6 +64,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             prog_name="harvester",
             standalone_mode=False,
             obj=settings,
+            terminal_width=_text_width(),
         )
         # None where whoever started us closed it; typeshed does not know that.
         if sys.stdout is not None:
@@ -80,6 +81,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return exits.USAGE if isinstance(error, click.UsageError) else exits.NO_INPUT
     except Exception as error:  # noqa: BLE001  # the edge of the process: nobody else is left
         return _tell(error, settings)
+
+
+def _text_width() -> int:
+    """Columns of help texts: as click finds them, but without shutil and what it loads (5 ms)."""
+    given = os.environ.get("COLUMNS", "")
+    try:
+        columns = int(given) if given.isdecimal() else os.get_terminal_size().columns
+    except OSError:  # standard output is no terminal
+        columns = 0
+    return max(50, min(columns or WIDTH, WIDTH) - 2)
 
 
 def _tell(error: Exception, settings: Settings) -> int:

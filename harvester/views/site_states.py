@@ -10,15 +10,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harvester import paths
 from harvester.errors import NotFound
 from harvester.views.text import instant
-from payload_runner.files import RealFiles
 
 POINTER = "site.json"  # in the usual place, whatever state directory the site file names
 STALE_AFTER_S = 60.0  # a healthy daemon publishes every 10 s at most, when anything changed
@@ -43,9 +41,11 @@ class Health(Enum):
         return self in (Health.SILENT, Health.DIED, Health.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteState:
-    """One site's published status and its standing."""
+class SiteState(NamedTuple):
+    """One site's published status and its standing.
+
+    No dataclass: `harvester status` is to start quickly (see ``harvester.errors.Problem``).
+    """
 
     site: str
     state_dir: Path
@@ -113,6 +113,8 @@ def read_state(name: str, state_dir: Path) -> SiteState:
 
 def leave_pointer(site: str, site_file: str, state_dir: Path, spool: Path, usual: Path) -> None:
     """Note in a site's usual state directory where it lives, for the commands that look."""
+    from payload_runner.files import RealFiles
+
     RealFiles().make_dir(usual)
     known = {
         "site": site,
