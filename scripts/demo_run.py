@@ -15,39 +15,58 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from interrupts import Interrupts
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from stack import TOP, Stack, StackFailed
 
-LIMIT_S = 300.0
+from harvester.errors import HarvesterError
+
+LIMIT_S, LIMIT_PER_POINT_S = 120.0, 15.0  # of a machine that is busy with other things
 ON_TERMINAL_S, IN_A_LOG_S = 0.5, 3.0
 EX_USAGE = 64  # sysexits.h
+EX_IOERR = 74
+INTERRUPTED = 128 + signal.SIGINT
 Json = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 when the search finished, 1 with a sentence when something failed."""
-    options = _parse(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    root = options.keep or Path(tempfile.mkdtemp(prefix="harvester-demo-"))
-    root.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    code = 1
+    """Run the demo; 0 when the search finished, else a sentence and another code."""
+    interrupts = Interrupts()
     try:
-        with Stack(root, (TOP / "scripts/demo_site.yaml").read_text()) as stack:
+        interrupts.watch()
+        code = _demo(_parse(arguments), interrupts)
+        interrupts.stop()
+    except KeyboardInterrupt:
+        print("demo: interrupted; everything it started was stopped", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"demo: {where}{error.strerror or error}", file=sys.stderr)
+        return EX_IOERR
+    return code
+
+
+def _demo(options: argparse.Namespace, interrupts: Interrupts) -> int:
+    console = Console()
+    root = options.keep or Path(tempfile.mkdtemp(prefix="harvester-demo-"))
+    finished = False
+    try:
+        site = (TOP / "scripts/demo_site.yaml").read_text()
+        with Stack(root, site, undisturbed=interrupts.held) as stack:
             outcome = _run(stack, console, options.points)
             _write(stack, outcome, options.json)
         _show(outcome, console)
-        code = 0
-    except StackFailed as failure:
+        finished = True
+    except (StackFailed, HarvesterError) as failure:
         print(f"demo: {failure}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("demo: interrupted; everything it started was stopped", file=sys.stderr)
-        code = 130
-    _say_where(root, console, kept=bool(options.keep) or code == 1)
-    return code
+        if not options.keep:
+            _remove(root)
+        raise
+    _say_where(root, console, kept=bool(options.keep) or not finished)
+    return 0 if finished else 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,21 +95,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _check_new(parser: argparse.ArgumentParser, directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(directory.iterdir())
     except OSError as error:
         parser.error(f"--keep: {directory}: {error.strerror}; name a new directory")
-    if any(directory.iterdir()):
+    if not is_empty:
         parser.error(f"--keep: {directory} is not empty; name a new directory")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        parser.error(f"--keep: {directory} cannot be written; name a new directory")
 
 
 def _can_write(file: Path) -> bool:
     return not file.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
-
-
-def _interrupt(*_: object) -> None:
-    """Leave, once: what follows must not be interrupted again."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _run(stack: Stack, console: Console, points: int) -> dict[str, Any]:
@@ -104,14 +119,14 @@ def _run(stack: Stack, console: Console, points: int) -> dict[str, Any]:
     (search / "config.json").write_text(json.dumps({**config, "maxPoints": points}, indent=1))
     task = stack.submit(search / "config.json")
     stack.start_daemon()
-    _follow(stack, task, console, began)
+    _follow(stack, task, console, began, LIMIT_S + points * LIMIT_PER_POINT_S)
     stack.stop_daemon()
     outcome = _outcome(stack, task)
     outcome["seconds"] = round(time.monotonic() - began, 1)
     return outcome
 
 
-def _follow(stack: Stack, task: str, console: Console, began: float) -> None:
+def _follow(stack: Stack, task: str, console: Console, began: float, limit_s: float) -> None:
     client = stack.client()
     every = ON_TERMINAL_S if console.is_terminal else IN_A_LOG_S
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -129,7 +144,7 @@ def _follow(stack: Stack, task: str, console: Console, began: float) -> None:
                 console.print(_line(summary, status, last - began), highlight=False)
             return summary["state"] != "running" and _nothing_left(status)
 
-        stack.wait(finished, LIMIT_S, f"the search did not finish in {LIMIT_S:.0f} s")
+        stack.wait(finished, limit_s, f"the search did not finish in {limit_s:.0f} s")
 
 
 def _nothing_left(status: Json) -> bool:

@@ -80,10 +80,18 @@ class Stack:
     """One central service and at most one daemon, with all state under ``root``.
 
     ``site`` is the text of a site file; it usually extends ``local``. Leaving the context stops
-    everything that was started, batch jobs included.
+    everything that was started, batch jobs included. ``undisturbed`` makes a context in which no
+    signal handler raises: between the start of a process and the note of whom to stop.
     """
 
-    def __init__(self, root: Path, site: str, account: Account | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        site: str,
+        account: Account | None = None,
+        undisturbed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._undisturbed = undisturbed
         self.root = root.absolute()
         self.account = account or Account()
         self.logs = root / "logs"
@@ -126,7 +134,8 @@ class Stack:
         announcement = self.state_home / "harvester" / "central.json"
         announcement.unlink(missing_ok=True)
         command = ("central", "serve", "--port", "0", *arguments)
-        self._central = self._start("central", command)
+        with self._undisturbed():
+            self._central = self._start("central", command)
         self.wait(announcement.exists, 30, "the central service did not announce itself", "central")
 
     def client(self) -> TaskClient:
@@ -143,7 +152,8 @@ class Stack:
     def start_daemon(self, *arguments: str) -> None:
         """Start ``harvester run`` for the site."""
         self._may_have_jobs = True
-        self._daemon = self._start("daemon", ("run", "--site", str(self.site_file), *arguments))
+        with self._undisturbed():
+            self._daemon = self._start("daemon", ("run", "--site", str(self.site_file), *arguments))
 
     def harvester(self, *arguments: str, timeout: float = 120) -> str:
         """Run one command to its end and return its output; StackFailed if it fails."""

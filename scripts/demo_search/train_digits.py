@@ -20,9 +20,9 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
-# On a fast machine an epoch waits a little: the long trainings of the demo shall outlast an
-# allocation everywhere.
-LEAST_EPOCH_S = 0.1
+# On a fast machine an epoch waits a little: 120 of them shall outlast an allocation of the demo
+# everywhere.
+LEAST_EPOCH_S = 0.2
 CHECKPOINT = Path("checkpoint/state.pickle")
 
 
