@@ -1,8 +1,7 @@
 """The on-disk contract between the harvester and the payload runner: names, paths and records.
 
 Owns every file name under the spool and the shape of every record in its logs. The only place
-that joins a spool path. How logs are written and read is in ``logfile``; the rules are numbered
-in ``docs/protocol.md``.
+that joins a spool path. How logs are written: ``logfile``; the rules: ``docs/protocol.md``.
 
 Layout::
 
@@ -55,8 +54,7 @@ _ATTEMPT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){3}")
 
 
 # --- values ---
-# The runner must load under Python 3.9: no slots, no `X | None` outside annotations that are
-# evaluated (see `_field_types`), hence Optional and Tuple.
+# The runner must load under Python 3.9: no slots, and Optional where annotations are evaluated.
 
 
 @dataclass(frozen=True)
@@ -317,10 +315,7 @@ class CheckpointRefused:
 
 @dataclass(frozen=True)
 class AttemptEnded:
-    """An attempt's outcome. ``state`` and ``blame`` are values of the attempt's life.
-
-    ``progress``: a checkpoint newer than the one it started from was committed.
-    """
+    """An attempt's outcome, in words of its life (``lifecycle``)."""
 
     KIND: ClassVar[str] = "attempt_ended"
     attempt: str
@@ -335,7 +330,7 @@ class AttemptEnded:
     exit_code: Optional[int] = None
     signal: Optional[int] = None
     duration_s: float = 0.0
-    progress: bool = False
+    progress: bool = False  # a checkpoint newer than the one it started from was committed
     stdout: Optional[str] = None  # kept head and tail; on failure or on request
     stderr: Optional[str] = None
 

@@ -157,7 +157,24 @@ def _remarks(definition: TaskDefinition, sites: Mapping[str, Site | None]) -> li
     for site in known:
         check_against_site(definition, site)
     found = [remark for site in known for remark in warnings(definition, site)]
+    found += [remark for site in known for remark in _missing_image(definition, site)]
     return list(dict.fromkeys(found or warnings(definition)))
+
+
+def _missing_image(definition: TaskDefinition, site: Site) -> list[str]:
+    """Whether the image, as far as this machine can see, has still to be brought to the site."""
+    from payload_runner.images import BadContainer, resolve_image
+
+    container, runtime = definition.container, site.container_runtime
+    if container is None or runtime == "none":
+        return []
+    try:
+        resolve_image(
+            container.image, runtime, site.image_dir, os.path.exists, site.container_images
+        )
+    except BadContainer as error:
+        return [f"site {site.name}: {error}"]
+    return []
 
 
 def _forecasts(definition: TaskDefinition, sites: Mapping[str, Site | None]) -> list[Forecast]:

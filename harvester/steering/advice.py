@@ -150,7 +150,7 @@ def _other_problems(definition: TaskDefinition, site: Site) -> _Found:
         yield (
             "evaluationContainer",
             definition.container.image,
-            "this site has no container runtime; set container_runtime in its file or leave the "
+            "this site has no container runtime; set containers.runtime in its file or leave the "
             "container out",
         )
     if definition.container is None and site.containers_only:

@@ -528,3 +528,18 @@ def test_image_name_that_cannot_be_meant_is_refused(cli: Cli, tmp_path: Path, na
     found = cli("image", "pull", "--site", str(site), "--", name)
     assert (found.code, "expected an image such as" in found.err) == (64, True)
     assert cli("image", "list", "--site", str(site)).out == "No images.\n"
+
+
+def test_image_that_is_not_at_the_site_is_told_at_submission(cli: Cli, tmp_path: Path) -> None:
+    config = search(tmp_path / "search", evaluationContainer="docker://org/torch:2.1")
+    site = tmp_path / "boxed.yaml"
+    site.write_text(
+        f"extends: local\nname: boxed\ncontainers: {{runtime: bwrap, image_dir: {tmp_path}/i}}\n"
+    )
+    words = ("task", "submit", "--loadJson", config, "--dry-run", "--site", str(site))
+    told = "docker://org/torch:2.1 has not been brought to this site"
+    first = cli(*words)
+    assert (first.code, told in first.err) == (0, True), first.err
+    assert "bring it with `harvester image pull docker://org/torch:2.1`" in first.err
+    (tmp_path / "i" / "org_torch_2.1").mkdir(parents=True)
+    assert told not in cli(*words).err
