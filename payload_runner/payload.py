@@ -166,8 +166,6 @@ class Payload:
             variables = {**variables, **self._rank_variables(command, rank)}
         elif self._spec.shape.start == "elastic":
             membership.write_files(self._workdir, self._slot)
-            mine = self._membership(variables["HARVESTER_WORKDIR"])
-            variables = {**variables, **mine, **self._spec.environment}
         stdout, stderr = self._streams.open()
         try:
             cores = gpus.cores_of(self._node.resources, self._slot, rank, self._ranks)
@@ -179,14 +177,6 @@ class Payload:
             os.close(stderr)
         self._live.add(pid)
         self._node.owners[pid] = self
-
-    def _membership(self, workdir: str) -> Dict[str, str]:
-        # Nodes of the local batch system are virtual: nobody else knows their names.
-        local = self._node.plan.batch_system == "local"
-        address = "127.0.0.1" if local else self._slot.hosts[0]
-        return membership.variables(
-            self._slot, self._spec.shape, self.order.attempt, workdir, address
-        )
 
     def hosts_changed(self, hosts: Tuple[str, ...]) -> None:
         """Other nodes take part now; the host file says so from now on."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple
 
-from payload_runner import container_environment, environment, gpus, runhpo
+from payload_runner import container_environment, environment, gpus, membership, runhpo
 from payload_runner.checkpoints import Keeper, Refused, relative_name, restore
 from payload_runner.commits import Broken
 from payload_runner.containers import ContainerRun, container_argv
@@ -129,6 +129,12 @@ def command_of(
     variables[AGENT_MARKER] = node.agent_nonce
     if spec.contract == runhpo.CONTRACT:
         variables.update(runhpo.variables(order))
+    if spec.shape.start == "elastic":
+        seen_as = _seen_as(spec, Path(workdir))
+        # Nodes of the local batch system are virtual: nobody else knows their names.
+        address = "127.0.0.1" if node.plan.batch_system == "local" else slot.hosts[0]
+        members = membership.variables(slot, spec.shape, order.attempt, seen_as, address)
+        variables = {**variables, **members, **spec.environment}
     if spec.container is None:
         if node.mps is not None:
             variables.update(node.mps.variables(slot))

@@ -128,6 +128,24 @@ def test_flood_on_stdout_is_bounded_and_its_ends_are_kept(
     assert int(peak) < 64 * 1024
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_floods_of_a_gigabyte_leave_their_ends_and_little_memory(
+    agent: AgentProcess, attempt: str
+) -> None:
+    flood = "echo first; head -c 1000000000 /dev/zero | tr '\\0' x; echo; echo last; exit 1"
+    both = [agent.start(flood, f"{attempt}{number}") for number in (1, 2)]
+    for name in both:
+        ended = agent.outcome(name, timeout=600)
+        assert ended.stdout is not None
+        assert ended.stdout.startswith("first\n")
+        assert ended.stdout.endswith("last\n")
+        assert len(ended.stdout) <= 16 * 1024
+    with open(f"/proc/{agent.process.pid}/status") as status:
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read())
+    assert int(peak) < 64 * 1024
+
+
 def test_flood_does_not_keep_others_waiting(agent: AgentProcess, attempt: str) -> None:
     agent.start("yes", f"{attempt}f")
     agent.wait_for("attempt_started", f"{attempt}f")
