@@ -9,7 +9,7 @@ import pytest
 from harvester.remote.link import Link
 from harvester.wiring import make_link
 from scripts.stack import Account
-from tests.live.conftest import SlurmCluster
+from tests.live.clusters import SlurmCluster
 from tests.live.searching import Search
 from tests.loopback import LoginNode, login_node, why_no_ssh
 
