@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from payload_runner.files import RealFiles
+from payload_runner.logfile import LogWriter
 from payload_runner.placement import Slot
-from payload_runner.protocol import Container
+from payload_runner.protocol import Container, Order, PayloadSpec, to_fields
+from payload_runner.replay import find_attempt, replay
 from tests.container_image import FILE, NAME, SEARCHED, Podman, make_root, require
-from tests.node_agent import ATTEMPT, NEXT_ATTEMPT, AgentProcess, make_plan, processes_of
+from tests.node_agent import ATTEMPT, NEXT_ATTEMPT, TAG, AgentProcess, make_plan, processes_of
 from tests.support import wait_until
 
 pytestmark = pytest.mark.live
@@ -27,7 +31,11 @@ class Runtime:
 
     name: str
     image_dir: Path
-    environment: dict[str, str]
+    podman: Podman | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict(self.podman.environment) if self.podman else {}
 
 
 @pytest.fixture(scope="module", params=sorted(SEARCHED))
@@ -40,7 +48,7 @@ def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         podman = Podman(images / "podman")
         podman.add(root, NAME)
     require(name, root, podman)
-    return Runtime(name, images, dict(podman.environment) if podman else {})
+    return Runtime(name, images, podman)
 
 
 @pytest.fixture
@@ -124,13 +132,17 @@ def test_program_in_the_container_hears_that_it_is_to_end(agent: AgentProcess) -
     assert (ended.state, ended.loss) == ("succeeded", 3.0)
 
 
-def test_container_that_hears_nothing_is_killed(agent: AgentProcess) -> None:
+def test_container_that_hears_nothing_is_killed(agent: AgentProcess, runtime: Runtime) -> None:
     command = "trap '' TERM; touch ready; sleep 1000; sleep 1000"
     agent.start(command, ATTEMPT, container=IMAGE)
     agent.wait_while_listening(lambda: any(agent.spool.work.glob(f"*/{ATTEMPT}/ready")), 30)
     agent.stop(ATTEMPT)
     assert agent.outcome(ATTEMPT, 60.0).state == "cancelled"
     assert processes_of(ATTEMPT) == []
+    podman = runtime.podman
+    if podman is not None:
+        # Its monitor tidies up behind the container.
+        wait_until(lambda: podman.run("ps", "--all", "--quiet") == "", 60)
 
 
 def test_container_ends_with_its_agent(agent: AgentProcess) -> None:
@@ -139,6 +151,26 @@ def test_container_ends_with_its_agent(agent: AgentProcess) -> None:
     assert processes_of(ATTEMPT)
     agent.process.kill()
     wait_until(lambda: not processes_of(ATTEMPT), 30)
+
+
+def test_replay_runs_in_the_same_container(
+    agent: AgentProcess,
+    runtime: Runtime,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    command = """pwd; touch /evil || echo '{"loss": 4}' > output.json"""
+    spec, order = PayloadSpec("p", command, container=IMAGE), Order(ATTEMPT, "1", "7", "p", {})
+    orders = agent.spool.allocation(TAG).orders(1)
+    log = LogWriter(RealFiles(), orders, time.time, time.monotonic)
+    log.append("define", to_fields(spec))
+    log.append(Order.KIND, to_fields(order))
+    log.commit()
+    environ = {**os.environ, **runtime.environment}
+    found = find_attempt(RealFiles(), agent.spool, ATTEMPT)
+    verdict = replay(agent.spool, found, tmp_path / "again", environ)
+    assert (verdict.state, verdict.loss) == ("succeeded", 4.0)
+    assert capfd.readouterr().out == "/srv/workDir\n"
 
 
 def test_missing_image_is_told_with_what_to_do(agent: AgentProcess) -> None:
