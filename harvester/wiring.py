@@ -63,6 +63,15 @@ def make_files(site: Site) -> Files:
     return RealFiles() if site.remote is None else _remote_site(site).files
 
 
+def make_discard(site: Site) -> Callable[[Path], None]:
+    """What removes a directory of a site's spool with all that is in it; failing is no error."""
+    if site.remote is not None:
+        return _remote_site(site).discard
+    import shutil
+
+    return lambda path: shutil.rmtree(path, ignore_errors=True)
+
+
 def make_link(site: Site) -> Link | None:
     """The connection to a site on another host; None for one on this. Connects to nothing yet."""
     return None if site.remote is None else _remote_site(site).link

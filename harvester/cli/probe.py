@@ -114,11 +114,13 @@ def _run(chosen: Probe, wait_s: float, *, as_json: bool) -> int:
     from harvester.probe.findings import are_good, judge, snippet
     from harvester.probe.job import Ports, run_probe
     from harvester.views.probe import findings_table
-    from harvester.wiring import make_batch, make_files
+    from harvester.wiring import make_batch, make_discard, make_files
 
     clock, files = SystemClock(), make_files(chosen.site)
     _check_budget(chosen.site, files, clock.now())
-    ports = Ports(make_batch(chosen.site), files, clock, time.sleep, note)
+    ports = Ports(
+        make_batch(chosen.site), files, clock, time.sleep, note, make_discard(chosen.site)
+    )
     measured = run_probe(chosen, ports, wait_s)
     findings = judge(chosen.site, measured)
     good, corrections = are_good(findings), snippet(findings)

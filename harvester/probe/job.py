@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +87,7 @@ class Ports:
     clock: Clock
     sleep: Callable[[float], None]
     tell: Callable[[str], None]
+    discard: Callable[[Path], None]  # removes a directory in the spool with all that is in it
 
 
 def run_probe(probe: Probe, ports: Ports, wait_s: float) -> Measured:
@@ -120,7 +120,7 @@ def run_probe(probe: Probe, ports: Ports, wait_s: float) -> Measured:
             ports.batch.cancel([job])
         ports.tell(f"what there is of it lies in {root}")
         raise
-    shutil.rmtree(root, ignore_errors=True)
+    ports.discard(root)
     return measured
 
 

@@ -18,15 +18,16 @@ class RemoteFiles:
     """Implements ``Files`` for the paths under ``root`` by one round trip each.
 
     An operation that fails for want of a connection may or may not have happened, and so may
-    happen twice; that of an exclusive creation is told by what the file holds then.
+    happen twice. Of a creation that is tried again the file's content says whether it was ours.
     """
 
     def __init__(self, channel: Channel, root: Path) -> None:
         self._channel = channel
         self._root = root
+        self._in_doubt: set[Path] = set()  # creations whose answer was lost
 
     def create_log(self, path: Path) -> AppendFile:
-        self._ask("create_log", path)
+        self._create("create_log", path, b"")
         return _RemoteLog(self, path)
 
     def continue_log(self, path: Path) -> AppendFile:
@@ -42,7 +43,7 @@ class RemoteFiles:
         return body
 
     def create_exclusive(self, path: Path, data: bytes) -> None:
-        self._ask("create", path, data)
+        self._create("create", path, data)
 
     def replace(self, path: Path, data: bytes) -> None:
         self._ask("replace", path, data)
@@ -61,6 +62,18 @@ class RemoteFiles:
 
     def remove(self, path: Path) -> None:
         self._ask("remove", path)
+
+    def _create(self, op: str, path: Path, data: bytes) -> None:
+        try:
+            self._ask(op, path, data)
+        except FileExistsError:
+            if path not in self._in_doubt or self.read(path, 0, len(data) + 1) != data:
+                raise
+        except OSError as error:
+            if error.errno in (errno.ENOTCONN, errno.ETIMEDOUT):
+                self._in_doubt.add(path)
+            raise
+        self._in_doubt.discard(path)
 
     def _ask(self, op: str, path: Path, data: bytes = b"", **more: str | int) -> Frame:
         asked = {"op": op, "path": self._relative(path), **more}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harvester.central.port import CentralService
 from harvester.clock import SystemClock
+from harvester.errors import BatchUnavailable
 from harvester.remote.carrier import Carrier, CarryingCentral
 from harvester.remote.channel import Channel
 from harvester.remote.commands import RemoteExecutor
@@ -45,6 +47,15 @@ class RemoteSite:
         """The central service as this site's daemon is to use it."""
         stop: Path = self.site.state_dir / _ON_THE_WAY
         return CarryingCentral(central, Carrier(self.link), self.files, self.site.spool, stop)
+
+    def discard(self, path: Path) -> None:
+        """Remove a directory of the spool with all that is in it; what cannot be removed stays."""
+        with contextlib.suppress(BatchUnavailable):
+            self.executor(
+                ("rm", "-rf", "--", str(path)),
+                timeout_s=self.site.budgets.command_timeout_s,
+                environment={},
+            )
 
     def close(self) -> None:
         """End the session; the connection stays open for others."""

@@ -72,7 +72,9 @@ def _unit(service: Service, manager: Manager) -> list[str]:
 
 
 def _places(service: Service) -> list[str]:
-    return [str(service.site.spool), str(service.site.state_dir)]
+    site = service.site
+    spool = [str(site.spool)] if site.remote is None else []  # else it is on another host
+    return [*spool, str(site.state_dir)]
 
 
 def _service(service: Service, manager: Manager) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,9 +20,14 @@ from harvester.batch.slurm import Slurm
 from harvester.config import load_site
 from harvester.errors import BatchUnavailable
 from harvester.remote.carrier import Carrier
+from harvester.remote.channel import Channel
+from harvester.remote.files import RemoteFiles
 from harvester.remote.link import Link, NoConnection, link_directory
 from harvester.remote.site import RemoteSite
 from harvester.site import Site
+from harvester.spool.runner_archive import build_runner_archive, runner_archive_path
+from payload_runner.fileserver import Frame
+from payload_runner.protocol import SpoolPaths
 from tests.fakes.cluster import FakeCluster
 from tests.loopback import LoginNode, login_node, why_no_ssh
 from tests.support import wait_until
@@ -193,6 +199,46 @@ def test_connection_that_dies_is_a_file_system_that_stalls(bench: Bench) -> None
     assert log_path.read_bytes() == b"one\nthree\n"
 
 
+class _LosesAnswers(Channel):
+    """A session that is cut after the work and before its answer, once."""
+
+    cut = True
+
+    def request(self, head: Mapping[str, Any], body: bytes = b"") -> Frame:
+        answer = super().request(head, body)
+        if self.cut:
+            self.cut = False
+            raise OSError(errno.ENOTCONN, "cut")
+        return answer
+
+
+@pytest.mark.parametrize("kind", ["log", "claim"])
+def test_creation_whose_answer_was_lost_is_ours_when_tried_again(bench: Bench, kind: str) -> None:
+    far = bench.remote(bench.site())
+    far.files.make_dir(bench.spool)
+    archive = build_runner_archive()
+    place = runner_archive_path(SpoolPaths(bench.spool), archive)
+    channel = _LosesAnswers(far.link, bench.spool, place, lambda: archive, time.monotonic)
+    files, path = RemoteFiles(channel, bench.spool), bench.spool / "1"
+
+    def create(data: bytes = b"me") -> object:
+        return files.create_log(path) if kind == "log" else files.create_exclusive(path, data)
+
+    with pytest.raises(OSError, match="cut"):
+        create()
+    create()
+    with pytest.raises(FileExistsError):
+        create()
+    channel.cut = True
+    path.unlink()
+    with pytest.raises(OSError, match="cut"):
+        create()
+    path.write_bytes(b"somebody else")
+    with pytest.raises(FileExistsError):
+        create()
+    channel.close()
+
+
 def test_large_file_goes_over_and_comes_back_whole(bench: Bench, tmp_path: Path) -> None:
     far = bench.remote(bench.site())
     far.files.make_dir(bench.spool)
@@ -209,6 +255,15 @@ def test_large_file_goes_over_and_comes_back_whole(bench: Bench, tmp_path: Path)
     assert back.read_bytes() == data
     with pytest.raises(OSError, match="rsync failed"):
         carrier.fetch(bench.spool / "missing", back)
+
+
+def test_directory_is_removed_over_there(bench: Bench) -> None:
+    far = bench.remote(bench.site())
+    probe = bench.spool / "probes" / "it's one"
+    far.files.make_dir(probe)
+    far.files.replace(probe / "report.json", b"{}")
+    far.discard(probe)
+    assert list((bench.spool / "probes").iterdir()) == []
 
 
 def test_server_serves_nothing_beside_the_spool(bench: Bench) -> None:

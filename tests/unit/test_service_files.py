@@ -16,7 +16,7 @@ from harvester.errors import ConfigurationError
 from harvester.service.crontab import Table, merge, render_entry, render_script
 from harvester.service.facts import Service, environment_of
 from harvester.service.systemd import Manager, quote, render_unit
-from harvester.site import Queue, Site, WalltimeBin
+from harvester.site import Queue, Remote, Site, WalltimeBin
 from payload_runner.protocol import NodeShape
 
 TOP = Path(__file__).parents[2]
@@ -234,3 +234,10 @@ def test_crontab_is_read_merged_and_written(
     assert kept.read_text().splitlines()[0] == "0 1 * * * mine"
     assert kept.read_text().count(str(script)) == 1
     assert stat.S_IMODE(script.stat().st_mode) == 0o700
+
+
+def test_unit_waits_for_no_directory_of_another_host() -> None:
+    service = service_for()
+    site = replace(service.site, remote=Remote(host="login"))
+    unit = render_unit(replace(service, site=site), Manager.SYSTEM)
+    assert f"RequiresMountsFor={site.state_dir}" in directives(unit)
