@@ -63,6 +63,11 @@ class Batch:
     waiting: bool  # unreadable bytes lie ahead whose 60 s have not passed
 
 
+# Payload output may hold lone surrogates, which UTF-8 cannot carry; escapes can. One encoder for
+# all: making one costs as much as a record.
+_encode = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+
+
 def encode_record(seq: int, kind: str, at: float, fields: Fields) -> bytes:
     """One line of a log.
 
@@ -72,13 +77,7 @@ def encode_record(seq: int, kind: str, at: float, fields: Fields) -> bytes:
     """
     if not _HEADER.isdisjoint(fields):
         raise ValueError(f"record {kind!r} has fields of the header: {sorted(fields)}")
-    body = json.dumps(
-        {"seq": seq, "kind": kind, "at": round(at, 6), **fields},
-        # Payload output may hold lone surrogates, which UTF-8 cannot carry; escapes can.
-        ensure_ascii=True,
-        allow_nan=False,
-        separators=(",", ":"),
-    ).encode("ascii")
+    body = _encode({"seq": seq, "kind": kind, "at": round(at, 6), **fields}).encode("ascii")
     if len(body) + 10 > MAX_RECORD_BYTES:
         raise RecordTooLarge(f"record {kind!r} has {len(body)} bytes; at most {MAX_RECORD_BYTES}")
     return b"%08x %s\n" % (zlib.crc32(body), body)

@@ -109,6 +109,8 @@ class Streams:
 
 def bounded_text(text: str, limit_bytes: int) -> str:
     """``text``, its middle cut so that its JSON form (ASCII) is at most ``limit_bytes`` long."""
+    if not text:
+        return text
     size = len(json.dumps(text))
     if size <= limit_bytes:
         return text
