@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.central_service import RunningService, document, running_service, sha256
+from tests.central_service import SPACE, RunningService, document, running_service, sha256
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,13 @@ RESULT = {"attempt": "1.1.1.1", "lease": "1.1.1", "state": "succeeded", "final":
         ("/tasks", {"name": "x"}, 422, "config: expected an object"),
         ("/tasks", document(config_maxPoint=3), 422, "did you mean 'maxPoints'?"),
         ("/tasks", document(search_space={}), 422, "search_space: expected an object"),
+        (
+            "/tasks",
+            document(config_evaluationExec='sh "x'),
+            422,
+            'evaluationExec: is no command that a shell can parse: line 1, column 4: the quote "',
+        ),
+        ("/tasks", document(search_space={"a\nb": SPACE["x"]}), 422, "1 to 200 printable"),
         (
             "/tasks",
             document(search_space={"x": {"method": "unifrom"}}),
