@@ -7,9 +7,10 @@ case while its point is open. The book of all this is one JSON file in the state
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from harvester.bundles.offline import BundlePlaces
 from harvester.central.port import CentralService, LeaseRequest, Result
 from harvester.central.records import leased_point, point_fields, result_of
 from harvester.clock import iso
-from harvester.errors import StorageUnavailable
+from harvester.errors import CentralRefused, StorageUnavailable
 from harvester.model import LeaseId
 from payload_runner.protocol import BadRecord, PayloadSpec, from_fields, to_fields
+
+log = logging.getLogger(__name__)
 
 _WRONG = (BadRecord, KeyError, TypeError, ValueError, AttributeError)
 
@@ -165,8 +168,12 @@ class ConnectedSide:
         return found
 
     def _tell(self, bundle: Bundle, results: tuple[Result, ...]) -> int:
-        """Files first, then the results that name them; how many the service refuses."""
+        """Files first, then the results that name them; how many the service refuses.
+
+        A loss is worth more than its archive: where a file is refused, results go without it.
+        """
         named = {file.sha256 for result in results for file in result.files}
+        there: set[str] = set()
         with tempfile.TemporaryDirectory(dir=self._places.files) as directory:
             for member in bundle.manifest.files:
                 if member.sha256 in named:
@@ -175,8 +182,13 @@ class ConnectedSide:
                         bundle.take(member, path)
                     except OSError as error:
                         raise StorageUnavailable(f"{path}: {error.strerror}") from error
-                    self._central.upload(path, member.sha256, member.size)
-        receipts = self._central.deliver(results)
+                    try:
+                        self._central.upload(path, member.sha256, member.size)
+                    except CentralRefused as error:
+                        log.error("The service refuses a file. file=%s reason=%s", path.name, error)  # noqa: TRY400  # its sentence says it all
+                        continue
+                    there.add(member.sha256)
+        receipts = self._central.deliver([_with_files(result, there) for result in results])
         return sum(receipt.verdict == "refused" for receipt in receipts)
 
     def _settle(self, results: tuple[Result, ...]) -> None:
@@ -186,3 +198,8 @@ class ConnectedSide:
 
     def _write(self) -> None:
         self._places.write(self._path, self._book)
+
+
+def _with_files(result: Result, there: Collection[str]) -> Result:
+    """A result with those of its files that the service has."""
+    return replace(result, files=tuple(file for file in result.files if file.sha256 in there))

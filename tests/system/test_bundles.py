@@ -93,6 +93,16 @@ def test_points_go_in_and_results_with_their_files_come_out(carried: Carried) ->
     assert carried.service.harvester()._http.have(sha256(METRICS)) == len(METRICS)
 
 
+def test_result_whose_file_is_lost_still_counts(carried: Carried) -> None:
+    carried.land(carried.out(1))
+    (point,) = carried.site.lease(request()).points
+    file = ResultFile(role="metrics", name="m.tgz", size=5, sha256=sha256(b"never"))
+    carried.site.deliver([result(point, loss=0.25, files=(file,))])
+    with Bundle(carried.back()) as bundle:
+        assert carried.connected().take(bundle).told == 1
+    assert carried.losses() == [0.25]
+
+
 def test_bundles_may_come_twice_late_and_in_any_order(carried: Carried) -> None:
     early, late = carried.out(2, "early.zip"), carried.out(2, "late.zip")
     assert carried.land(late) == 4  # those of the early one, should it be lost, are in it again
