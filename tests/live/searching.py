@@ -332,7 +332,10 @@ class Search:
         return [item for item in found if item["state"] in states or not states]
 
     def started_jobs(self, least: int = 1) -> list[str]:
-        """Wait until so many jobs of ours run with payloads in them; their ids."""
+        """Wait until so many jobs of ours run with payloads in them; their ids.
+
+        The status is published every 10 s at most: payloads must take longer to be seen for sure.
+        """
 
         def running() -> list[str]:
             busy = {point["tag"] for point in self.stack.status().get("points", ())}

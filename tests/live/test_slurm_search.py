@@ -78,7 +78,7 @@ def test_requeued_job_takes_up_its_work_under_its_old_id(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
     with Search(slurm_cluster, ordinary, nodes="1", jobs=1, requeue="true") as search:
-        search.start(4, seconds=6)
+        search.start(4, seconds=15)
         (job,) = search.started_jobs()
         slurm_cluster.control("requeue", job)
         books = search.finish()
@@ -94,7 +94,7 @@ def test_job_that_the_administrator_cancels_is_replaced(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
     with Search(slurm_cluster, ordinary, nodes="1", jobs=1) as search:
-        search.start(4, seconds=6)
+        search.start(4, seconds=15)
         (job,) = search.started_jobs()
         subprocess.run(["scancel", job], check=True)
         books = search.finish()
