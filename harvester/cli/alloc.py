@@ -47,12 +47,16 @@ def list_allocations(everything: bool, site: str | None, as_json: bool) -> None:
 
 @alloc.command()
 @click.argument("tag")
+@click.option("--timeline", is_flag=True, help="What ran when on which GPU, from the runner's log.")
 @states_option
 @json_option
-def show(tag: str, site: str | None, as_json: bool) -> None:
+def show(tag: str, timeline: bool, site: str | None, as_json: bool) -> None:
     """Show one allocation with what runs in it."""
     from harvester.views.text import clean
 
+    if timeline:
+        _show_timeline(tag, site, as_json)
+        return
     state, item = _find(tag, site)
     points = [point for point in (state.status or {}).get("points", ()) if point.get("tag") == tag]
     if as_json:
@@ -94,6 +98,24 @@ def cancel(tags: tuple[str, ...], dry_run: bool, site: str | None) -> None:
 
 alloc.add_command(plan)
 alloc.add_command(wrap)
+
+
+def _show_timeline(tag: str, site: str | None, as_json: bool) -> None:
+    from harvester.config import load_site
+    from harvester.spool.runner_events import read_runner_events
+    from harvester.views.timeline import Happened, timeline
+
+    state, _ = _find(tag, site)
+    spool = load_site(state.site_file, os.environ).spool
+    try:
+        records = read_runner_events(spool, tag)
+    except OSError as error:
+        raise NotFound(f"the events of {tag} in {spool} cannot be read: {error}") from None
+    if as_json:
+        events = [{"kind": item.kind, "at": item.at, **item.fields} for item in records]
+        print_json({"site": state.site, "tag": tag, "events": events})
+    else:
+        print_text(timeline(Happened(item.kind, item.at, item.fields) for item in records))
 
 
 def _cancel(state: SiteState, job_id: str) -> None:

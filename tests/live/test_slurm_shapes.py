@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+import shutil
+from collections.abc import Iterator
 
 import pytest
 
@@ -30,13 +32,57 @@ if world.rank == 0:
     message = " ".join(f"{host}:{gpus}" for host, gpus in seats)
     json.dump({"loss": (w - 0.25) ** 2, "message": message}, open("output.json", "w"))
 """
-MPI_WAITING = """
-import time
-from mpi4py import MPI
+# The same over sockets alone: rank 0 averages, whoever else asks it. No package is needed.
+GROUP_TRAINING = """
+import json, os, socket, time
 
-MPI.COMM_WORLD.barrier()
-open("at-work", "w").close()
-time.sleep(600)
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+x = json.load(open("input.json"))["x"]
+mine = x + (rank - (size - 1) / 2)
+
+
+def connect():
+    for _ in range(600):
+        try:
+            return socket.create_connection(where, timeout=120)
+        except ConnectionRefusedError:  # rank 0 is not there yet
+            time.sleep(0.1)
+    raise SystemExit(f"nobody listens at {where}")
+
+
+if rank == 0:
+    server = socket.create_server(("", where[1]))
+    server.settimeout(120)
+    files = [server.accept()[0].makefile("rw") for _ in range(size - 1)]
+    seats = [file.readline().strip() for file in files]
+else:
+    file = connect().makefile("rw")
+    print(socket.gethostname(), os.environ["CUDA_VISIBLE_DEVICES"], sep=":", file=file, flush=True)
+w = 0.0
+for step in range(60):
+    if rank == 0:
+        told = [float(file.readline()) for file in files] + [w - mine]
+        mean = sum(told) / size
+        for file in files:
+            print(mean, file=file, flush=True)
+    else:
+        print(w - mine, file=file, flush=True)
+        mean = float(file.readline())
+    w -= 0.5 * mean
+if rank == 0:
+    assert len(open(os.environ["HARVESTER_HOSTFILE"]).read().split()) >= 1
+    own = f"{socket.gethostname()}:{os.environ['CUDA_VISIBLE_DEVICES']}"
+    message = " ".join(sorted([own, *seats]))
+    json.dump({"loss": (w - 0.25) ** 2, "message": message}, open("output.json", "w"))
+"""
+SINGLE = """
+import json, os, socket, time
+
+time.sleep(2)
+x = json.load(open("input.json"))["x"]
+message = f"{socket.gethostname()}:{os.environ['CUDA_VISIBLE_DEVICES']}"
+json.dump({"loss": (x - 0.25) ** 2, "message": message}, open("output.json", "w"))
 """
 
 
@@ -45,13 +91,34 @@ def ordinary(slurm_cluster: SlurmCluster, installed: Callable[[SlurmCluster], Ac
     return installed(slurm_cluster)
 
 
-def finish(search: Search) -> tuple[Mapping[str, Any], ...]:
-    """The points of a search that is done, each with its one true loss."""
-    points = search.finish().points
+def seats_of(search: Search, task: str) -> list[list[str]]:
+    """What the ranks of each point of a search that is done said: ``node:gpu,gpu``.
+
+    Each point has its one true loss, and took one attempt.
+    """
+    points = tuple(search.stack.client().points(task))
     for point in points:
         assert point["state"] == "done", point
         assert abs(point["loss"] - (point["parameters"]["x"] - 0.25) ** 2) < 1e-6, point
-    return points
+        assert len(point["attempts"]) == 1, point
+    return [point["message"].split() for point in points]
+
+
+def nodes_of(seats: list[str]) -> set[str]:
+    return {seat.partition(":")[0] for seat in seats}
+
+
+def run_all(search: Search, tasks: list[str]) -> None:
+    """Run a daemon until all these searches are done and nothing is left in flight."""
+    search.stack.start_daemon()
+    client = search.stack.client()
+
+    def done() -> bool:
+        return all(client.show(task)["state"] != "running" for task in tasks)
+
+    search.wait(done, 180, "all searches are done")
+    search.task = tasks[0]
+    search.finish()
 
 
 # With hosts given it does not ask which batch system it is in.
@@ -68,16 +135,54 @@ def test_mpi_training_runs_on_two_and_three_nodes(
     with Search(slurm_cluster, ordinary, **site) as search:
         search.stack.start_central()
         shape = {"start": "mpi", "ranks_per_node": 2, "gpus_per_node": 2}
-        search.task = search.submit("three", MPI_TRAINING, 2, nodes=3, **shape)
+        three = search.submit("three", MPI_TRAINING, 2, nodes=3, **shape)
         two = search.submit("two", MPI_TRAINING, 2, nodes=2, **shape)
-        search.stack.start_daemon()
-        client = search.stack.client()
-        search.wait(lambda: client.show(two)["state"] != "running", 120, "the smaller one is done")
-        finish(search)
-        for task, nodes in ((search.task, 3), (two, 2)):
-            for point in client.points(task):
-                assert len(point["attempts"]) == 1, point
-                seats = [seat.split(":") for seat in point["message"].split()]
-                assert len(seats) == 2 * nodes, point
-                assert len({host for host, _ in seats}) == nodes, point
-                assert {len(gpus.split(",")) for _, gpus in seats} == {2}, point
+        run_all(search, [three, two])
+        for task, nodes in ((three, 3), (two, 2)):
+            for seats in seats_of(search, task):
+                assert len(seats) == 2 * nodes, seats
+                assert len(nodes_of(seats)) == nodes, seats
+                assert {seat.count(",") for seat in seats} == {1}, "two GPUs for each rank to see"
+
+
+def test_one_allocation_runs_every_kind_of_payload(
+    slurm_cluster: SlurmCluster, ordinary: Account
+) -> None:
+    with Search(slurm_cluster, ordinary, nodes="3", jobs=1) as search:
+        search.stack.start_central()
+        # Time enough for all of it even where everything is slow.
+        expected: dict[str, object] = {"expected_minutes": 1}
+        group = {"start": "processes", **expected}
+        single = search.submit("single", SINGLE, 12, gpus_per_node=1, **expected)
+        shared = search.submit("shared", SINGLE, 4, gpus_per_node=0.5, **expected)
+        node = search.submit("node", GROUP_TRAINING, 3, ranks_per_node=4, gpus_per_node=4, **group)
+        nodes = search.submit(
+            "nodes", GROUP_TRAINING, 2, nodes=2, ranks_per_node=2, gpus_per_node=2, **group
+        )
+        mpi = search.submit(
+            "mpi",
+            MPI_TRAINING,
+            2,
+            nodes=3,
+            ranks_per_node=2,
+            gpus_per_node=4,
+            start="mpi",
+            **expected,
+        )
+        run_all(search, [single, shared, node, nodes, mpi])
+        assert len(search.books().jobs) == 1, "one allocation was to be enough"
+
+        assert len(seats_of(search, single)) == 12
+        assert len(seats_of(search, shared)) == 4
+        sizes = [
+            (len(seats), len(nodes_of(seats)))
+            for task in (node, nodes, mpi)
+            for seats in seats_of(search, task)
+        ]
+        # Of the process groups all ranks speak, of MPI as well.
+        assert sizes == [(4, 1)] * 3 + [(4, 2)] * 2 + [(6, 3)] * 2
+        (tag,) = search.stack.tags()
+        chart = search.stack.harvester("alloc", "show", tag, "--timeline")
+        print(chart)
+        rows = {line.split()[0] for line in chart.partition("\n\n")[0].splitlines()[1:]}
+        assert rows == {f"node{node}:{gpu}" for node in (1, 2, 3) for gpu in range(4)}
