@@ -41,7 +41,9 @@ queues:
 spool: {{path: {spool}, filesystem: shared}}
 state: {{index: {index}}}
 runner:
-  python: /usr/bin/python3
+  python: {python}
+  launcher: {launcher}
+  prologue: ["export UCX_TLS=tcp,self"]
   node_local_dir: /local_scratch
   mpi_launcher: {mpi_launcher}
   # All nodes of the testbed share one kernel, which UCX takes for shared memory.
@@ -65,7 +67,9 @@ _DEFAULTS: Mapping[str, object] = {
     "requeue": "false",
     "boot_margin": "2s",
     "drain_margin": "5s",
+    "python": "/usr/bin/python3",
     "transport": "auto",
+    "launcher": "srun --ntasks-per-node=1 --overlap --kill-on-bad-exit=0",
     "mpi_launcher": (
         "srun --overlap --mpi=pmi2 --nodes={nodes} --nodelist={hosts} --ntasks={ranks} "
         "--ntasks-per-node={ranks_per_node} --kill-on-bad-exit=1"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-import shutil
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from harvester.spool.runner_events import read_runner_events
 from scripts.stack import Account
 from tests.live.clusters import SlurmCluster
 from tests.live.searching import Search
@@ -186,3 +187,47 @@ def test_one_allocation_runs_every_kind_of_payload(
         print(chart)
         rows = {line.split()[0] for line in chart.partition("\n\n")[0].splitlines()[1:]}
         assert rows == {f"node{node}:{gpu}" for node in (1, 2, 3) for gpu in range(4)}
+
+
+def test_search_goes_on_when_the_mpi_job_that_carries_it_is_lost(
+    slurm_cluster: SlurmCluster, ordinary: Account
+) -> None:
+    launcher = "srun --mpi=pmi2 --ntasks-per-node=1 --overlap --kill-on-bad-exit=1"
+    site: dict[str, object] = {"nodes": "3", "jobs": 1, "boot_margin": "0s"}
+    with Search(
+        slurm_cluster,
+        ordinary,
+        transport="mpi",
+        launcher=launcher,
+        python=ordinary.python,
+        **site,
+    ) as search:
+        search.start(18, seconds=8)
+        search.started_jobs()
+        (tag,) = search.stack.tags()
+        seen = [event.kind for event in read_runner_events(search.spool, tag)]
+        assert "attempt_started" in seen
+        assert "agents_replaced" not in seen, "MPI did not come up"
+        os.kill(tunnel_of(search, 1), signal.SIGKILL)
+        books = search.finish()
+        books.check(18)
+        events = read_runner_events(search.spool, tag)
+        (replaced,) = [event for event in events if event.kind == "agents_replaced"]
+        after = [item for item in events if item.kind == "attempt_ended" and item.at > replaced.at]
+        assert "succeeded" in {item.fields["state"] for item in after}
+        assert "node_lost" not in {event.kind for event in events}
+
+
+def tunnel_of(search: Search, rank: int) -> int:
+    """The process of a rank of the MPI job that carries leader and agents."""
+    for path in Path("/proc").iterdir():
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            environ = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        python = words[0].endswith(b"python")
+        ours = python and b"tunnel" in words and str(search.spool).encode() in words
+        if ours and f"PMI_RANK={rank}".encode() in environ:
+            return int(path.name)
+    raise AssertionError(f"there is no rank {rank} of the tunnel")
