@@ -119,10 +119,10 @@ def of_launcher(environ: Mapping[str, str]) -> Dict[str, str]:
     }
 
 
-def of_rank(slot: Slot, local_rank: int, hostfile: str) -> Dict[str, str]:
+def of_rank(slot: Slot, local_rank: int, hostfile: str, meeting_host: str) -> Dict[str, str]:
     """The rendezvous variables of one process of a payload of several."""
     return {
-        "MASTER_ADDR": slot.hosts[0] if slot.hosts else "127.0.0.1",
+        "MASTER_ADDR": meeting_host,
         "MASTER_PORT": str(slot.master_port),
         "WORLD_SIZE": str(slot.world_size),
         "RANK": str(slot.first_rank + local_rank),

@@ -24,7 +24,15 @@ from payload_runner.node import Node
 from payload_runner.outcome import Exit, Verdict
 from payload_runner.output import Streams, bounded_text
 from payload_runner.placement import Slot
-from payload_runner.preparing import Command, Prepared, command_of, is_quick, prepare, refusal
+from payload_runner.preparing import (
+    Command,
+    Prepared,
+    command_of,
+    is_quick,
+    meeting_host,
+    prepare,
+    refusal,
+)
 from payload_runner.protocol import (
     INLINE_LIMIT_BYTES,
     AttemptEnded,
@@ -189,7 +197,7 @@ class Payload:
         hosts = self._workdir / membership.HOST_FILE
         hosts.write_text("".join(f"{host}\n" for host in self._slot.hosts), encoding="utf-8")
         hostfile = f"{command.environment['HARVESTER_WORKDIR']}/{membership.HOST_FILE}"
-        return environment.of_rank(self._slot, rank, hostfile)
+        return environment.of_rank(self._slot, rank, hostfile, meeting_host(self._node, self._slot))
 
     def _open_seats(self, command: Command) -> None:
         """Wait for the ranks that the leader's launcher starts on this node."""

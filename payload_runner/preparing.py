@@ -131,8 +131,7 @@ def command_of(
         variables.update(runhpo.variables(order))
     if spec.shape.start == "elastic":
         seen_as = _seen_as(spec, Path(workdir))
-        # Nodes of the local batch system are virtual: nobody else knows their names.
-        address = "127.0.0.1" if node.plan.batch_system == "local" else slot.hosts[0]
+        address = meeting_host(node, slot)
         members = membership.variables(slot, spec.shape, order.attempt, seen_as, address)
         variables = {**variables, **members, **spec.environment}
     if spec.container is None:
@@ -140,6 +139,13 @@ def command_of(
             variables.update(node.mps.variables(slot))
         return Command(("/bin/sh", "-c", command), variables)
     return _contained(node, spec, spec.container, slot, workdir, command, variables)
+
+
+def meeting_host(node: Node, slot: Slot) -> str:
+    """Where a payload's processes meet: its first node, by a name that the others can look up."""
+    # Nodes of the local batch system are virtual: nobody else knows their names.
+    local = node.plan.batch_system == "local"
+    return "127.0.0.1" if local or not slot.hosts else slot.hosts[0]
 
 
 def _contained(

@@ -272,7 +272,7 @@ def _ranks(spec: PayloadSpec) -> int:
 def _of_rank(command: Command, slot: Slot, spec: PayloadSpec, rank: int) -> Dict[str, str]:
     seen = command.environment["HARVESTER_WORKDIR"]
     if spec.shape.start in ("processes", "mpi"):
-        return environment.of_rank(slot, rank, f"{seen}/{membership.HOST_FILE}")
+        return environment.of_rank(slot, rank, f"{seen}/{membership.HOST_FILE}", slot.hosts[0])
     if spec.shape.start == "elastic":
         attempt = command.environment[MARKER]
         return membership.variables(slot, spec.shape, attempt, seen, slot.hosts[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from scripts.stack import Account
+from scripts.stack import TOP, Account
 from tests.live.clusters import (
     GRID_STATE,
     SHARED,
@@ -30,6 +33,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("live"):
             used = [name for name in _CLUSTERS if name in getattr(item, "fixturenames", ())]
             item.add_marker(pytest.mark.xdist_group(used[0] if used else item.path.stem))
+
+
+@pytest.fixture(scope="session")
+def torch_env() -> Path:
+    """An environment with torch, of its own, which is made once."""
+    place = TOP / ".venv-torch"
+    made = subprocess.run(
+        [TOP / "scripts/venv", "torch"],
+        env={**os.environ, "HARVESTER_VENV": str(place)},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    return place
 
 
 @pytest.fixture(scope="session")

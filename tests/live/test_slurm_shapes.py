@@ -117,7 +117,7 @@ def run_all(search: Search, tasks: list[str]) -> None:
     def done() -> bool:
         return all(client.show(task)["state"] != "running" for task in tasks)
 
-    search.wait(done, 180, "all searches are done")
+    search.wait(done, 300, "all searches are done")
     search.task = tasks[0]
     search.finish()
 
@@ -126,6 +126,7 @@ def run_all(search: Search, tasks: list[str]) -> None:
 HYDRA = "{bin}/mpiexec -launcher slurm -n {ranks} -ppn {ranks_per_node} -hosts {hosts}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["srun", "hydra"])
 def test_mpi_training_runs_on_two_and_three_nodes(
     slurm_cluster: SlurmCluster, ordinary: Account, launcher: str
@@ -146,6 +147,7 @@ def test_mpi_training_runs_on_two_and_three_nodes(
                 assert {seat.count(",") for seat in seats} == {1}, "two GPUs for each rank to see"
 
 
+@pytest.mark.slow
 def test_one_allocation_runs_every_kind_of_payload(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
@@ -189,6 +191,7 @@ def test_one_allocation_runs_every_kind_of_payload(
         assert rows == {f"node{node}:{gpu}" for node in (1, 2, 3) for gpu in range(4)}
 
 
+@pytest.mark.slow
 def test_search_goes_on_when_the_mpi_job_that_carries_it_is_lost(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:

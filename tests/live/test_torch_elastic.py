@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from payload_runner.protocol import (
     from_fields,
     to_fields,
 )
-from scripts.stack import TOP
 from tests.hand_allocation import OK, Allocation
 from tests.support import wait_until
 
@@ -33,18 +31,9 @@ SHAPE = Shape(nodes_min=1, nodes_max=2, gpus_per_node=2, start="elastic")
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(scope="session")
-def torchrun() -> Path:
-    """``torchrun`` in an environment of its own, which is made once."""
-    place = TOP / ".venv-torch"
-    made = subprocess.run(
-        [TOP / "scripts/venv", "torch"],
-        env={**os.environ, "HARVESTER_VENV": str(place)},
-        capture_output=True,
-        text=True,
-    )
-    assert made.returncode == 0, made.stderr
-    return place / "bin/torchrun"
+@pytest.fixture
+def torchrun(torch_env: Path) -> Path:
+    return torch_env / "bin/torchrun"
 
 
 class Training:

@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 def slot(node: int, port: int) -> Slot:
-    hosts = ("127.0.0.1", "node1")
+    hosts = ("vnode1", "vnode2")
     return Slot(node, ranks=2, first_rank=2 * node, world_size=4, hosts=hosts, master_port=port)
 
 

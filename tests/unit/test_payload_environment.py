@@ -92,7 +92,7 @@ def test_threads_follow_the_slot_unless_somebody_chose() -> None:
 
 def test_ranks_are_numbered_over_all_nodes() -> None:
     slot = Slot(1, ranks=4, first_rank=4, world_size=8, hosts=("n0", "n1"), master_port=4711)
-    assert of_rank(slot, 2, "/w/hosts") == {
+    assert of_rank(slot, 2, "/w/hosts", slot.hosts[0]) == {
         "MASTER_ADDR": "n0",
         "MASTER_PORT": "4711",
         "WORLD_SIZE": "8",
