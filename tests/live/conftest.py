@@ -23,17 +23,6 @@ from tests.live.clusters import (
 )
 from tests.live.searching import Cluster, install
 
-_CLUSTERS = ("slurm_cluster", "grid")
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep live tests of one cluster, or of one file, on one worker: others run side by side."""
-    for item in items:
-        if item.get_closest_marker("live"):
-            used = [name for name in _CLUSTERS if name in getattr(item, "fixturenames", ())]
-            item.add_marker(pytest.mark.xdist_group(used[0] if used else item.path.stem))
-
 
 @pytest.fixture(scope="session")
 def torch_env() -> Path:
