@@ -63,6 +63,7 @@ class Desk:
     submitting: set[Tag] = field(default_factory=set)  # submissions that have not come back
     cancelling: set[Tag] = field(default_factory=set)
     waiting_for: Mapping[str, str] = field(default_factory=dict)  # tag -> why its job waits
+    orphans: int = 0  # jobs with a tag of this spool that the ledger does not know
     # Queue -> queued and running jobs, not ours: of this user, and of all members of the project.
     other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     project_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -80,7 +80,7 @@ def submissions_left(desk: Desk) -> int:
     """How many jobs the budgets allow now."""
     budgets = desk.site.budgets
     spent = desk.store.spendings.within("submission", HOUR_S, desk.clock.now())
-    in_flight = sum(not row.joined for row in desk.store.allocations.not_ended())
+    in_flight = sum(not row.joined for row in desk.store.allocations.not_ended()) + desk.orphans
     return max(0, min(budgets.submissions_per_hour - spent, budgets.jobs_in_flight - in_flight))
 
 

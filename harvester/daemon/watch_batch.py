@@ -158,13 +158,32 @@ class WatchBatch:
             self.breaker.answered()
             desk.problems.clear("batch")
         prefix = tag_prefix(desk.spool_id)
-        ours = frozenset(job.name for job in observation.jobs if job.name.startswith(prefix))
+        named = [job for job in observation.jobs if job.name.startswith(prefix)]
+        orphans = [job for job in named if self._is_orphan(job)]
+        self._tell_of(orphans)
+        ours = frozenset(job.name for job in named) - {job.name for job in orphans}
         desk.waiting_for = reconcile.pending_reasons(observation.jobs)
         desk.other_jobs = reconcile.count_others(observation.jobs, ours)
         desk.project_jobs = reconcile.count_others(observation.of_project, ours)
         for row, item in zip(rows, known, strict=True):
             self._reconcile(row, item, observation.jobs)
         desk.plan_wanted = True
+
+    def _is_orphan(self, job: ObservedJob) -> bool:
+        """Whether it bears a tag of this spool that our ledger does not know."""
+        known = self._desk.store.allocations.state(Tag(job.name))
+        return job.state is not JobState.ENDED and known is None
+
+    def _tell_of(self, orphans: list[ObservedJob]) -> None:
+        """Orphans are never cancelled: whoever lost the ledger may still have it elsewhere."""
+        self._desk.orphans = len(orphans)
+        if not orphans:
+            self._desk.problems.clear("orphans")
+            return
+        jobs = ", ".join(f"{job.job_id} ({job.name})" for job in orphans)
+        what = f"jobs of this spool that the state directory does not know: {jobs}"
+        cure = "bring the lost state directory back, or cancel them; they count as jobs in flight"
+        self._desk.problems.report("orphans", what, cure)
 
     def _reconcile(self, row: AllocationRow, known: Known, jobs: tuple[ObservedJob, ...]) -> None:
         job = reconcile.find_job(known, jobs)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from harvester.daemon import Daemon
 from harvester.effects import InlineEffects
+from harvester.ids import tag_prefix
+from harvester.model import Tag
 from harvester.planning.facts import Plan, PlanInput
 from harvester.planning.planner import plan
+from harvester.site import Budgets
 from harvester.spool.by_hand import record_submission
-from tests.simulation.daemon_world import problems_of, small_world
+from tests.simulation.daemon_world import problems_of, small_world, spool_id_of
 
 HOUR_S = 3600.0
 
@@ -38,6 +42,27 @@ def test_allocations_that_start_nothing_are_not_followed_by_a_flood(tmp_path: Pa
 
     assert 6 <= len(world.cluster.jobs) <= 14
     assert any("without starting an evaluation" in what for what in problems_of(world))
+
+
+def test_jobs_of_a_lost_state_directory_are_told_of_and_count(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    site = replace(world.scenario.site, budgets=Budgets(jobs_in_flight=2))
+    world.scenario = replace(world.scenario, site=site)
+    daemon = world.daemon()
+    world.run(daemon, lambda: bool(world.cluster.jobs), limit_s=HOUR_S)
+    asked = next(iter(world.cluster.jobs.values())).job
+    lost = [Tag(f"{tag_prefix(spool_id_of(world))}{end}") for end in ("zzzzzz", "yyyyyy")]
+    for tag in lost:
+        job = world.cluster.submit(replace(asked, tag=tag), Path("unused"))
+        world.cluster.jobs[job].ready_at = math.inf  # it waits for good
+    before = len(world.cluster.jobs)
+    end = world.clock.monotonic() + 2 * HOUR_S
+
+    world.run(daemon, lambda: world.clock.monotonic() >= end, limit_s=3 * HOUR_S)
+
+    assert len(world.cluster.jobs) == before
+    (told,) = [what for what in problems_of(world) if "does not know" in what]
+    assert all(tag in told for tag in lost)
 
 
 def test_submissions_by_hand_use_up_the_hourly_budget(tmp_path: Path) -> None:
