@@ -43,7 +43,7 @@ def test_an_elastic_payload_shrinks_grows_survives_a_lost_node_and_misses_nothin
     def sees(*sizes: str) -> None:
         # At its end: on a busy machine it may begin before the second node has joined.
         last = slice(-len(sizes), None)
-        wait_until(lambda: seen.exists() and seen.read_text().split()[last] == list(sizes))
+        wait_until(lambda: seen.exists() and seen.read_text().split()[last] == list(sizes), 120.0)
 
     sees(both)
     allocation.order(2, payload_id="p2", expected_s=1.0)
