@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
 from payload_runner import gpus, guardian, processes
+from payload_runner.containers import DETACHING
 from payload_runner.joining import connect
 from payload_runner.loop import Loop
 from payload_runner.mps import Mps
@@ -340,9 +341,14 @@ class Agent:
     def _tidy(self, guarding: int) -> None:
         """Give background work a moment, then kill what no payload answers for."""
         until = self._loop.now() + _TIDY_S
-        while not self._loop.worker.idle and self._loop.now() < until:
+        while self._loop.now() < until and self._has_background_work(guarding):
             self._loop.turn(0.1)
         processes.send(processes.children((guarding,)), signal.SIGKILL)
+
+    def _has_background_work(self, guarding: int) -> bool:
+        # Podman's monitor clears away what is left of a container.
+        clears = self._node.plan.container_runtime in DETACHING
+        return not self._loop.worker.idle or (clears and bool(processes.children((guarding,))))
 
     def _end_mps(self) -> None:
         if self._node.mps is not None:
