@@ -1,11 +1,12 @@
-"""Reads JSON that a batch system's command printed: strictly, and every doubt is an error.
+"""Reads what a batch system's command printed: strictly, and every doubt is an error.
 
-Numbers stay the text they are: a job may be called ``1e5``, and PBS prints that as a number.
+In JSON, numbers stay the text they are: a job may be called ``1e5``, which PBS prints as a number.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,3 +71,24 @@ def count(done: Completed, parent: Table, key: str) -> int:
     if found and not found.isdecimal():
         raise done.unavailable(f"printed {key} as {found!r:.80}, not as a count")
     return int(found or 0)
+
+
+def last_line(done: Completed, pattern: re.Pattern[str], what: str) -> re.Match[str]:
+    """The last line of the output, whole, which must be ``what``; a greeting may be before it.
+
+    Sites' wrappers, hooks and plug-ins print such greetings.
+    """
+    lines = done.stdout.split("\n")
+    found = pattern.fullmatch(lines[-2]) if len(lines) > 1 and not lines[-1] else None
+    if found is None:
+        raise done.unavailable(f"printed no {what} but {done.stdout[-200:]!r}")
+    return found
+
+
+def check_complaints(done: Completed, harmless: re.Pattern[str]) -> None:
+    """Raise unless the command did it, or every line of its stderr is a harmless one."""
+    complaints = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode == 0 and not complaints:
+        return
+    if not complaints or not all(harmless.search(line) for line in complaints):
+        raise done.unavailable("failed")

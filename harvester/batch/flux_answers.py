@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from harvester.batch.answers import (
     Table,
+    check_complaints,
     count,
+    last_line,
     read_table,
     table,
     tables,
@@ -67,12 +69,7 @@ def parse_submitted(done: Completed) -> JobId:
         BatchUnavailable: anything else; the job may have been taken.
     """
     if done.returncode == 0:
-        # A site's plug-in may print a greeting before the id.
-        lines = done.stdout.split("\n")
-        found = _SUBMITTED.fullmatch(lines[-2]) if len(lines) > 1 and not lines[-1] else None
-        if found is None:
-            raise done.unavailable(f"batch printed no job id but {done.stdout[-200:]!r}")
-        return JobId(f"f{found.group(1)}")
+        return JobId(f"f{last_line(done, _SUBMITTED, 'job id').group(1)}")
     if not _SAID_NO.search(done.stderr) or _OUT_OF_REACH.search(done.stderr):
         raise done.unavailable("batch failed")
     words = " ".join(done.stderr.split())[:1000]
@@ -89,11 +86,7 @@ def parse_jobs(done: Completed) -> tuple[ObservedJob, ...]:
 
 def check_cancelled(done: Completed) -> None:
     """Raise unless flux cancel did it, or every complaint of its is about a job that is gone."""
-    complaints = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode == 0 and not complaints:
-        return
-    if not complaints or not all(_GONE.search(line) for line in complaints):
-        raise done.unavailable("cancel failed")
+    check_complaints(done, _GONE)
 
 
 def _observed(done: Completed, job: Table) -> ObservedJob:

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import replace
 
+from harvester.batch.answers import last_line
 from harvester.batch.commands import Completed
 from harvester.batch.port import JobEnd, JobState, ObservedJob
 from harvester.errors import BatchUnavailable, SubmissionRefused
@@ -70,11 +71,7 @@ def parse_submitted(done: Completed) -> JobId:
         BatchUnavailable: anything else; the job may have been taken.
     """
     if done.returncode == 0:
-        # A site's wrapper or verifier may print a greeting before the id.
-        lines = done.stdout.split("\n")
-        if len(lines) < 2 or lines[-1] or not re.fullmatch(_JOB_ID, lines[-2]):
-            raise done.unavailable(f"printed no job id but {done.stdout[-200:]!r}")
-        return JobId(lines[-2])
+        return JobId(last_line(done, re.compile(_JOB_ID), "job id").group())
     if not _SAID_NO.search(done.stderr) or _OUT_OF_REACH.search(done.stderr):
         raise done.unavailable("failed")
     words = " ".join(done.stderr.split())[:1000].removesuffix(" Exiting.")

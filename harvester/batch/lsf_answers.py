@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from harvester.batch.answers import Table, count, read_table, tables, text, text_if_any
+from harvester.batch.answers import (
+    Table,
+    check_complaints,
+    count,
+    read_table,
+    tables,
+    text,
+    text_if_any,
+)
 from harvester.batch.commands import Completed
 from harvester.batch.port import JobEnd, JobState, ObservedJob
 from harvester.errors import SubmissionRefused
@@ -97,11 +105,7 @@ def parse_bjobs(done: Completed) -> tuple[ObservedJob, ...]:
 
 def check_cancelled(done: Completed) -> None:
     """Raise unless bkill did it, or every complaint of its is about a job that is gone."""
-    complaints = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode == 0 and not complaints:
-        return
-    if not complaints or not all(_GONE.search(line) for line in complaints):
-        raise done.unavailable("failed")
+    check_complaints(done, _GONE)
 
 
 def _observed(done: Completed, job: Table) -> ObservedJob:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from harvester.batch.answers import Table, count, read_table, table, text, text_if_any
+from harvester.batch.answers import (
+    Table,
+    check_complaints,
+    count,
+    last_line,
+    read_table,
+    table,
+    text,
+    text_if_any,
+)
 from harvester.batch.commands import Completed
 from harvester.batch.port import JobEnd, JobState, ObservedJob
 from harvester.errors import BatchUnavailable, SubmissionRefused
@@ -63,7 +72,7 @@ _KILLED = frozenset({271, 265, 143, 137})
 
 _JOB_ID = r"\d+(?:\[\d*\])?(?:\.[\w.-]+)?"
 _GONE = re.compile(r"unknown job id|job has finished", re.IGNORECASE)
-_ON_ITS_WAY = re.compile(r"request invalid for state of job", re.IGNORECASE)
+_GONE_OR_GOING = re.compile(rf"{_GONE.pattern}|request invalid for state of job", re.IGNORECASE)
 _NO_HISTORY = "not configured to maintain job history"
 _SAID_NO = re.compile(r"^(?:qsub|usage): ?(.+)", re.MULTILINE | re.IGNORECASE)
 # Of these it is unknown whether the server has the job, or they pass.
@@ -90,11 +99,7 @@ def parse_submitted(done: Completed) -> JobId:
         BatchUnavailable: anything else; the job may have been taken.
     """
     if done.returncode == 0:
-        # A site's wrapper or hook may print a greeting before the id.
-        lines = done.stdout.split("\n")
-        if len(lines) < 2 or lines[-1] or not re.fullmatch(_JOB_ID, lines[-2]):
-            raise done.unavailable(f"printed no job id but {done.stdout[-200:]!r}")
-        return JobId(lines[-2])
+        return JobId(last_line(done, re.compile(_JOB_ID), "job id").group())
     if not _SAID_NO.search(done.stderr) or _OUT_OF_REACH.search(done.stderr):
         raise done.unavailable("failed")
     words = " ".join(done.stderr.split())[:1000]
@@ -133,13 +138,7 @@ def has_no_history(done: Completed) -> bool:
 
 def check_cancelled(done: Completed) -> None:
     """Raise unless qdel did it, or every complaint of its is about a job that is gone or going."""
-    complaints = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode == 0 and not complaints:
-        return
-    if not complaints or not all(
-        _GONE.search(line) or _ON_ITS_WAY.search(line) for line in complaints
-    ):
-        raise done.unavailable("failed")
+    check_complaints(done, _GONE_OR_GOING)
 
 
 def _observed(done: Completed, job_id: str, job: Table) -> ObservedJob:

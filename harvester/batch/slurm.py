@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harvester.batch.adapter import CommandAdapter
+from harvester.batch.answers import last_line
 from harvester.batch.commands import Completed
 from harvester.batch.port import (
     BatchJob,
@@ -263,12 +264,7 @@ def parse_submitted(done: Completed) -> JobId:
         BatchUnavailable: anything else; the job may have been taken.
     """
     if done.returncode == 0:
-        # A site's wrapper or submit plug-in may print a greeting before the id.
-        lines = done.stdout.split("\n")
-        found = _SUBMITTED.fullmatch(lines[-2]) if len(lines) > 1 and not lines[-1] else None
-        if found is None:
-            raise done.unavailable(f"printed no job id but {done.stdout[-200:]!r}")
-        return JobId(found.group(1))
+        return JobId(last_line(done, _SUBMITTED, "job id").group(1))
     answer = _SAID_NO.search(done.stderr)
     refused = answer or _NOT_SENT.search(done.stderr)
     if not refused or _OUT_OF_REACH.search(answer.group(1) if answer else done.stderr):
