@@ -147,7 +147,6 @@ def test_mpi_training_runs_on_two_and_three_nodes(
                 assert {seat.count(",") for seat in seats} == {1}, "two GPUs for each rank to see"
 
 
-@pytest.mark.slow
 def test_one_allocation_runs_every_kind_of_payload(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:

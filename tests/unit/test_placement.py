@@ -78,6 +78,18 @@ def test_a_multi_node_payload_gets_one_slot_per_node_with_its_ranks() -> None:
     assert first.master_port == second.master_port > 0
 
 
+def test_ranks_follow_the_order_of_the_nodes_however_full_they_are() -> None:
+    place = placement(nodes=3)
+    place.add(Request("filler", Shape(gpus_per_node=2)))
+    place.add(Request("other", Shape(gpus_per_node=1)))
+    place.step(0.0, 1000.0)
+    place.release("filler")
+    place.add(Request("pair", Shape(nodes_min=2, nodes_max=2, gpus_per_node=3, start="mpi")))
+    (assignment,) = place.step(0.0, 1000.0).start
+    nodes = [slot.node for slot in assignment.slots]
+    assert nodes == sorted(nodes)
+
+
 def test_a_payload_of_one_to_three_nodes_takes_what_is_free() -> None:
     place = placement(nodes=2)
     place.add(Request("wide", Shape(nodes_min=1, nodes_max=3, gpus_per_node=4)))
