@@ -183,7 +183,7 @@ def test_ranks_of_one_node_meet(agent: AgentProcess) -> None:
         shape=Shape(gpus_per_node=2, ranks_per_node=2, start="processes"),
     )
     assert ended.stderr == (
-        "0/2 0 0 node0:4711 GPU-a,GPU-b node0\n1/2 1 0 node0:4711 GPU-a,GPU-b node0\n"
+        "0/2 0 0 127.0.0.1:4711 GPU-a,GPU-b node0\n1/2 1 0 127.0.0.1:4711 GPU-a,GPU-b node0\n"
     )
 
 
