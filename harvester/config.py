@@ -40,6 +40,7 @@ _CODE = (
     "config_sources.py",
     "config_values.py",
     "config_yaml.py",
+    "directives.py",
     "mpi_launchers.py",
     "quantities.py",
     "site.py",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from harvester import directives
 from harvester.mpi_launchers import PLACEHOLDERS
 from harvester.quantities import format_duration, parse_duration_s, parse_instant, parse_nodes
 
@@ -40,6 +41,7 @@ MPI_LAUNCHERS = (
 )
 _PLACEHOLDER = re.compile(r"\{\w+\}")
 LAUNCHERS = ("flux", "jsrun", "mpiexec", "mpirun", "qrsh", "srun")
+_LAUNCHER_PLACEHOLDERS = ("{nodes}", "{cores}", "{gpus}")
 
 
 def broken_rules(values: Mapping[str, Any]) -> list[Finding]:
@@ -100,6 +102,21 @@ def _memory_request(values: Mapping[str, Any]) -> Iterator[Finding]:
         for line in _lines(part):
             if _MEMORY_REQUEST.search(line):
                 sentence = f"{line!r} asks for memory, which jobs of this centre cannot do; drop it"
+                yield (*key, "directives"), sentence
+
+
+def _own_words(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Directives that say what the harvester says of each job."""
+    kinds = {index: str(queue.get("kind", "queue")) for index, queue in _queues(values)}
+    parts: list[tuple[Key, Mapping[str, Any], frozenset[str]]]
+    parts = [((), values, frozenset(kinds.values()))]
+    parts += [
+        (("queues", index), queue, frozenset((kinds[index],))) for index, queue in _queues(values)
+    ]
+    for key, part, concerned in parts:
+        for line in _lines(part):
+            sentence = directives.refusal(values.get("batch_system"), line, concerned)
+            if sentence is not None:
                 yield (*key, "directives"), sentence
 
 
@@ -206,6 +223,18 @@ def _launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
     elif not words and values.get("batch_system") in _LAUNCHED_BY and _largest(values) > 1:
         usual = _LAUNCHED_BY[values["batch_system"]]
         yield key, f"expected a launcher such as {usual}: a queue allows more than one node"
+    for name in _PLACEHOLDER.findall(" ".join(words)):
+        if name not in _LAUNCHER_PLACEHOLDERS:
+            yield key, f"unknown placeholder {name}; expected {', '.join(_LAUNCHER_PLACEHOLDERS)}"
+
+
+def _node_local(values: Mapping[str, Any]) -> Iterator[Finding]:
+    path = _part(values, "runner").get("node_local_dir")
+    if isinstance(path, str) and path and path[0] not in "/$":
+        yield (
+            ("runner", "node_local_dir"),
+            "expected an absolute path, or one that begins with a variable that nodes have",
+        )
 
 
 def _mpi_launcher(values: Mapping[str, Any]) -> Iterator[Finding]:
@@ -312,6 +341,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _by_hand,
     _launcher,
     _mpi_launcher,
+    _node_local,
     _transport,
     _requeue,
     _queue_names,
@@ -324,6 +354,7 @@ _RULES: tuple[Callable[[Mapping[str, Any]], Iterator[Finding]], ...] = (
     _gpu_request,
     _containers_only,
     _memory_request,
+    _own_words,
     _routing,
     _gpu_order,
     _query_interval,

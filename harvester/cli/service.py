@@ -32,7 +32,7 @@ def service() -> None:
 
 def _kinds(function: click.decorators.FC) -> click.decorators.FC:
     for kind, text in reversed(KINDS.items()):
-        function = click.option(f"--{kind}", "kind", flag_value=kind, help=text)(function)
+        function = click.option(f"--{kind}", is_flag=True, help=text)(function)
     return function
 
 
@@ -41,7 +41,7 @@ def _kinds(function: click.decorators.FC) -> click.decorators.FC:
 @_kinds
 @click.option("--run-as", metavar="USER", help="With --system: whose daemon it is.")
 @click.option("--print", "only_print", is_flag=True, help="Write nothing, show what would be.")
-def install(site: str, kind: str | None, run_as: str | None, only_print: bool) -> None:
+def install(site: str, run_as: str | None, only_print: bool, **kinds: bool) -> None:
     """Write the unit file or crontab entry for a site, or print it.
 
     Nothing is started: the last lines say how. The environment that the site and the batch system's
@@ -51,9 +51,7 @@ def install(site: str, kind: str | None, run_as: str | None, only_print: bool) -
     from harvester.service.install import crontab_installation, unit_installation
     from harvester.service.systemd import Manager
 
-    if kind is None:
-        options = ", ".join(f"--{name}" for name in KINDS)
-        raise wrong_argument("--user", "nothing", f"expected one of {options}")
+    kind = _only_kind([name for name, is_given in kinds.items() if is_given])
     if run_as is not None and kind != "system":
         raise wrong_argument("--run-as", run_as, "expected only together with --system")
     facts = _service(site, _user(kind, run_as, only_print), own=kind != "system")
@@ -68,6 +66,14 @@ def install(site: str, kind: str | None, run_as: str | None, only_print: bool) -
             print_text(line)
     for line in installation.hints():
         note(line)
+
+
+def _only_kind(given: list[str]) -> str:
+    if len(given) == 1:
+        return given[0]
+    options = ", ".join(f"--{name}" for name in KINDS)
+    found = " ".join(f"--{name}" for name in given) or "nothing"
+    raise wrong_argument("--user", found, f"expected one of {options}")
 
 
 def _user(kind: str, run_as: str | None, only_print: bool) -> str:
@@ -88,14 +94,22 @@ def _service(name: str, user: str, *, own: bool) -> Service:
     from harvester.service.facts import Service, environment_of, harvester_command
 
     environ = os.environ if own or user == getpass.getuser() else _environ_of(user)
-    found = load_site_file(name, environ)
+    first = load_site_file(name, environ).layers[0]
+    named = str(first) if _is_found_from_here(name, first) else name
+    # A service begins in another directory: what is found from this one alone, it will miss.
+    os.chdir("/")
+    found = load_site_file(named, environ)
     return Service(
         site=found.site,
-        named=str(Path(name).absolute()) if "/" in name or name.endswith(".yaml") else name,
+        named=named,
         harvester=harvester_command(),
         user=user,
         environment=environment_of(environ, found.environment),
     )
+
+
+def _is_found_from_here(name: str, file: Path) -> bool:
+    return "/" in name or name.endswith((".yaml", ".yml")) or file.parent == Path.cwd()
 
 
 def _environ_of(user: str) -> Mapping[str, str]:

@@ -49,10 +49,12 @@ def site_file(tmp_path: Path, batch_system: str) -> str:
     return str(path)
 
 
-def install(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def install(
+    environ: Mapping[str, str], *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = (sys.executable, "-m", "harvester", "service", "install", *arguments)
     return subprocess.run(
-        command, env=environ, capture_output=True, text=True, timeout=60, check=False
+        command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -116,10 +118,30 @@ def test_printing_writes_nothing(environ: Mapping[str, str], tmp_path: Path) -> 
     assert not (tmp_path / "state %h").exists()
 
 
+def test_site_of_the_working_directory_is_named_by_its_path(
+    environ: Mapping[str, str], tmp_path: Path
+) -> None:
+    path = site_file(tmp_path, "slurm")
+    done = install(environ, "--cron", "--print", "--site", "odd", cwd=Path(path).parent)
+    assert done.returncode == 0, done.stderr
+    assert f"run --site '{path}' --once" in done.stdout
+
+
+def test_base_that_only_the_working_directory_has_is_refused(
+    environ: Mapping[str, str], tmp_path: Path
+) -> None:
+    base = Path(site_file(tmp_path, "slurm"))
+    (base.parent / "mine.yaml").write_text("extends: odd\nname: mine\n")
+    done = install(environ, "--cron", "--print", "--site", "mine", cwd=base.parent)
+    assert done.returncode == 78
+    assert "mine.yaml:1: extends: got 'odd'; no site file of this name" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ((), "expected one of --user, --system, --cron, --scrontab"),
+        (("--cron", "--user"), "got '--cron --user'; expected one of --user,"),
         (("--user", "--run-as", "root"), "only together with --system"),
         (("--system", "--run-as", "no-such-user"), "a user of this machine"),
     ],

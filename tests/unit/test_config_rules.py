@@ -26,6 +26,43 @@ def queue(**keys: Any) -> dict[str, Any]:
     return {"name": "prod", "bins": [BIN], **keys}
 
 
+LOCAL = queue(bins=[{"nodes": 1, "walltime": "1h"}])
+OURS = (
+    ("slurm", "name", ("-J x", "--job-name=x", "--job-name x")),
+    ("slurm", "walltime", ("-t 60", "-t60", "--time=60")),
+    ("slurm", "nodes", ("-N4", "--nodes=99")),
+    ("slurm", "queue", ("-p big", "--partition=big")),
+    ("slurm", "tasks in an array", ("--array=1-9",)),
+    ("pbs", "name", ("-N x",)),
+    ("pbs", "walltime", ("-l walltime=9:00:00", "-l mem=4gb,walltime=9:00:00")),
+    ("pbs", "nodes", ("-l select=99:system=polaris", "-l nodes=99:ppn=4")),
+    ("pbs", "queue", ("-q big",)),
+    ("gridengine", "name", ("-N x",)),
+    ("gridengine", "walltime", ("-l h_rt=99:0:0",)),
+    ("gridengine", "nodes", ("-pe mpi 512",)),
+    ("lsf", "name", ("-J x",)),
+    ("lsf", "walltime", ("-W 600",)),
+    ("lsf", "nodes", ("-nnodes 99", "-n 512")),
+    ("flux", "name", ("--job-name=x",)),
+    ("flux", "walltime", ("-t 9h",)),
+    ("flux", "nodes", ("-N 99", "--nodes=99")),
+)
+#: Beside what the harvester says.
+THEIRS = (
+    ("slurm", "--time-min=10"),
+    ("slurm", "--qos=high"),
+    ("slurm", "--nodelist=n1"),
+    ("slurm", "--ntasks-per-core=1"),
+    ("pbs", "-l select={nodes}:system=polaris -l place=scatter"),
+    ("pbs", "-l filesystems=home:eagle"),
+    ("gridengine", "-pe mpi-32 {slots}"),
+    ("gridengine", "-l exclusive=true"),
+    ("lsf", '-alloc_flags "smt4 nvme"'),
+    ("lsf", "-We 10"),
+    ("flux", "--conf=resource.noverify=true"),
+)
+
+
 def test_sound_site_breaks_no_rule() -> None:
     assert broken_rules(site()) == []
 
@@ -146,6 +183,36 @@ def test_sound_site_breaks_no_rule() -> None:
             )
         ],
         (
+            {"runner": {"launcher": ["srun", "-n", "{node}"]}},
+            "runner.launcher",
+            "unknown placeholder {node}; expected {nodes}, {cores}, {gpus}",
+        ),
+        (
+            {"runner": {"launcher": ["srun"], "node_local_dir": "tmp"}},
+            "runner.node_local_dir",
+            "expected an absolute path",
+        ),
+        (
+            {"batch_system": "local", "runner": {}, "queues": [LOCAL], "directives": ["-x"]},
+            "directives",
+            "expected none: the local batch system has no directives",
+        ),
+        (
+            {"queues": [queue(directives=["--exclusive --time=48:00:00"])]},
+            "queues.0.directives",
+            "'--exclusive --time=48:00:00' sets the walltime (queues[].bins, planning.",
+        ),
+        (
+            {"queues": [queue(kind="qos")], "directives": ["-q big"]},
+            "directives",
+            "sets the QOS (queues[].name) of jobs",
+        ),
+        *[
+            ({"batch_system": system, "directives": [line]}, "directives", f"sets the {what}")
+            for system, what, lines in OURS
+            for line in lines
+        ],
+        (
             {"batch_system": "flux", "runner": {"launcher": ["flux", "run"]}, "requeue": True},
             "requeue",
             "expected false: Flux starts no job a second time",
@@ -169,6 +236,9 @@ def test_rule_names_key_and_reason(keys: dict[str, Any], where: str, sentence: s
             "submission": {"gpu_request": "none"},
         },
         {"directives": ["--mem=64G"]},
+        *[{"batch_system": system, "directives": [line]} for system, line in THEIRS],
+        {"queues": [queue(kind="qos")], "directives": ["--partition=gpu"]},
+        {"runner": {"launcher": ["srun", "-n", "{nodes}"], "node_local_dir": "$TMPDIR/h"}},
         {"submission": {"memory_request": False}, "directives": ["--comment=memory"]},
         {"routing_queues": {"prod": ["small", "medium"]}},
         {"node": {"gpus": 4, "cores": 32, "gpu_order": ["3", "2", "1", "0"]}},
