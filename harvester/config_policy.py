@@ -80,6 +80,8 @@ def apply_policy(
     single = [policy["sites"][name] for name in names if name in policy["sites"]]
     for limits in (policy, *single):
         site = _limited(site, limits, file, rulings)
+    if rulings:
+        _check_usable(site, file)
     return site, tuple(rulings)
 
 
@@ -145,6 +147,36 @@ def _allowed_queues(
         names = (", ".join(_names(kept)), ", ".join(_names(site.queues)))
         rulings.append(Ruling(key="queues", value=names[0], instead_of=names[1]))
     return kept
+
+
+def _check_usable(site: Site, file: Path) -> None:
+    """Refuse what is sound by itself and leaves nothing that could be planned."""
+    wish = site.planning
+    queues = [
+        queue
+        for queue in site.queues
+        if (queue.name in wish.queues if wish.queues else queue.planned)
+    ]
+    if not queues:
+        names = ", ".join(_names(site.queues))
+        expected = (
+            f"site {site.name} plans with none of these; name some under planning.queues in a "
+            "site file of your own"
+        )
+        raise _refused(file, "queues", names, expected)
+    least = min(item.nodes_min for queue in queues for item in queue.bins)
+    if wish.nodes_max is not None and wish.nodes_max < least:
+        expected = f"site {site.name} has no allocations of fewer than {least} nodes"
+        raise _refused(file, "planning.nodes_max", str(wish.nodes_max), expected)
+    lost_s = wish.boot_margin_s + site.runner.drain_margin_s
+    if wish.walltime_max_s is not None and wish.walltime_max_s <= lost_s:
+        expected = (
+            f"site {site.name} spends {format_duration(lost_s)} of each allocation on starting "
+            "and ending, so nothing could run there"
+        )
+        raise _refused(
+            file, "planning.walltime_max", format_duration(wish.walltime_max_s), expected
+        )
 
 
 def _names(queues: tuple[Queue, ...]) -> Iterator[str]:

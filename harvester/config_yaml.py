@@ -134,7 +134,7 @@ class _Reader:
         self._seen += 1
         if self._seen > NODE_LIMIT or len(key) > DEPTH_LIMIT:
             line = node.start_mark.line + 1
-            raise _problem(self._path, line, "", "too large or too deep for a site file")
+            raise _problem(self._path, line, "", "too large or too deep for such a file")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, key)
         if isinstance(node, yaml.SequenceNode):

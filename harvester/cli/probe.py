@@ -58,12 +58,20 @@ def probe(
 
 
 def _chosen(name: str, nodes: int | None, queue: str | None) -> Probe:
+    from harvester.cli.options import wrong_argument
     from harvester.config import load_site
     from harvester.errors import InputError
     from harvester.jobs import choose_queue
     from harvester.probe.job import Probe, new_name
 
     site = load_site(name, os.environ)
+    most = site.planning.nodes_max
+    if most is not None and (nodes or 2) > most:
+        if nodes is not None:
+            raise wrong_argument(
+                "--nodes", str(nodes), f"expected at most planning.nodes_max, {most}"
+            )
+        nodes = most
     try:
         found, _ = choose_queue(site, nodes or 2, _RUNS_S, queue)
     except InputError:

@@ -77,6 +77,17 @@ def test_dry_run_shows_the_job_and_writes_nothing(
     assert not (tmp_path / ".local/state/harvester/sites/small/spool").exists()
 
 
+def test_probe_is_no_larger_than_allocations_may_be(
+    environ: Mapping[str, str], tmp_path: Path
+) -> None:
+    small = site_file(tmp_path, "planning: {nodes_max: 1}\n")
+    found = json.loads(probe(environ, small, "--json").stdout)
+    assert len(found["nodes"]) == 1
+    done = probe(environ, small, "--nodes", "2")
+    assert done.returncode == 64
+    assert "--nodes: got '2'; expected at most planning.nodes_max, 1" in done.stderr
+
+
 def test_interpreter_that_does_not_run_is_told_in_the_jobs_own_words(
     environ: Mapping[str, str], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harvester.config import load_site, load_site_file
+from harvester.config_compile import compile_site
 from harvester.config_policy import PolicyFile, Ruling
 from harvester.errors import ConfigurationError
 
@@ -112,20 +113,77 @@ def test_only_allowed_queues_are_left(environ: Mapping[str, str], policy: Policy
     ("text", "sentence"),
     [
         ("queues: [debug]\n", "queues: got debug; site mine has none of these queues"),
+        ("queues: []\n", "queues: site mine has none of these queues"),
         ("payloads: {runtimes: [podman]}\n", "uses apptainer, which this policy does not allow"),
-        ("budgets: {jobs: 4}\n", "policy.yaml:1: budgets.jobs: unknown key"),
-        ("sites: {mine: {budget: {}}}\n", "did you mean budgets?"),
-        ("budgets: {jobs_in_flight: many}\n", "expected a whole number"),
-        ("- 5\n", "at the top level of a policy file"),
+        ("payloads: {runtimes: []}\n", "uses apptainer, which this policy does not allow"),
+        ("planning: {walltime_max: 2m}\n", "site mine spends 2 min of each allocation"),
+        ("sites: {mine: {planning: {walltime_max: 60s}}}\n", "so nothing could run there"),
+        (
+            "queues: [big]\nplanning: {nodes_max: 8}\n",
+            "planning.nodes_max: got 8; site mine has no allocations of fewer than 9 nodes",
+        ),
     ],
 )
-def test_what_the_policy_forbids_or_gets_wrong_is_one_sentence(
+def test_policy_that_leaves_a_site_nothing_is_one_sentence(
     text: str, sentence: str, environ: Mapping[str, str], policy: PolicyFile
 ) -> None:
     rule(policy, text)
     with pytest.raises(ConfigurationError) as raised:
         load_site("mine", environ, policy)
     assert sentence in str(raised.value)
+
+
+def test_queue_that_is_planned_with_only_when_named_has_to_be_named(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    Path("mine.yaml").write_text(SITE.replace("{name: big", "{name: big, planned: false"))
+    rule(policy, "queues: [big]\n")
+    with pytest.raises(ConfigurationError, match="name some under"):
+        load_site("mine", environ, policy)
+    Path("own.yaml").write_text("extends: mine\nplanning: {queues: [big]}\n")
+    assert load_site("own", environ, policy).planning.queues == ("big",)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"", "policy.yaml:1: expected `key: value` lines at the top level of a policy file"),
+        (b"null\n", "at the top level of a policy file"),
+        (b"- 5\n", "at the top level of a policy file"),
+        (b"\xff", "expected UTF-8 text"),
+        (b"budgets: {jobs_in_flight: 1", "policy.yaml:1: not valid YAML"),
+        (b"a: &a [*a]\n", "policy.yaml:1: too large or too deep"),
+        (b"queues: [gpu]\nqueues: [big]\n", "policy.yaml:2: queues: this key stands here twice"),
+        (b"extends: mine\n", "extends: unknown key"),
+        (b"budgets: 5\n", "budgets: got 5; expected `key: value` lines"),
+        (b"budgets: {jobs: 4}\n", "policy.yaml:1: budgets.jobs: unknown key"),
+        (b"budgets: {query_interval_min: 5s}\n", "did you mean query_interval?"),
+        (b"budgets: {jobs_in_flight: many}\n", "expected a whole number"),
+        (b"budgets: {jobs_in_flight: 0}\n", "expected at least 1"),
+        (b"budgets: {submissions_per_hour: 1.5}\n", "expected a whole number"),
+        (b"budgets: {node_hours_per_day: -1}\n", "expected more than 0"),
+        (b"budgets: {node_hours_total: .nan}\n", "expected a number"),
+        (b"budgets: {queries_per_minute: .inf}\n", "expected a number"),
+        (b"budgets: {query_interval: soon}\n", "expected a duration"),
+        (b"planning: {nodes_max: 0}\n", "expected at least 1"),
+        (b'planning: {walltime_max: "12:00"}\n', "expected a duration"),
+        (b"queues: gpu\n", "queues: got 'gpu'; expected a list"),
+        (b"queues: [a b]\n", "expected one word"),
+        (b"payloads: {containers_only: maybe}\n", "expected true or false"),
+        (b"payloads: {runtimes: [docker]}\n", "expected 'none', 'apptainer'"),
+        (b"sites: {mine: 5}\n", "sites.mine: got 5"),
+        (b"sites: {mine: {budget: {}}}\n", "did you mean budgets?"),
+    ],
+)
+def test_broken_policy_is_one_sentence_and_lets_no_site_load(
+    text: bytes, sentence: str, environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    policy.path.write_bytes(text)
+    policy.path.chmod(0o644)
+    with pytest.raises(ConfigurationError) as raised:
+        compile_site("mine", environ, policy)
+    assert sentence in str(raised.value)
+    assert {problem.file for problem in raised.value.problems} == {str(policy.path)}
 
 
 def test_containers_only_needs_a_container_runtime(
