@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +56,13 @@ def init(
     host, date = socket.gethostname(), time.strftime("%Y-%m-%d", time.gmtime())
     text = site_file(machine, answers, host=host, date=date)
     target = output or config_home(os.environ) / "sites" / f"{answers.name}.yaml"
-    if not dry_run:
-        _write(text, target, force=force)
-        note(f"Wrote {target}; look at it, then: harvester site show {answers.name}")
+    if dry_run:
+        with tempfile.TemporaryDirectory() as directory:
+            _check(text, Path(directory) / target.name, target)
+        print_text(text.rstrip("\n"))
         return
-    print_text(text.rstrip("\n"))
+    _write(text, target, force=force)
+    note(f"Wrote {target}; look at it, then: harvester site show {output or answers.name}")
 
 
 def _tell(machine: Machine) -> None:
@@ -153,15 +156,12 @@ def _ask_number(question: str, found: int | None, fallback: int) -> int:
 def _write(text: str, target: Path, *, force: bool) -> None:
     """Put a file that validates in place, all at once; never over another one unless told so."""
     from harvester.cli.options import wrong_argument
-    from harvester.config import load_site
     from harvester.errors import StorageUnavailable
 
     part = target.with_name(f".{target.name}.{os.getpid()}.yaml")
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part.write_text(text)
-        part.chmod(0o600)
-        load_site(str(part), os.environ)
+        _check(text, part, target)
         if force:
             part.replace(target)
         else:
@@ -173,3 +173,20 @@ def _write(text: str, target: Path, *, force: bool) -> None:
         raise StorageUnavailable(f"{target}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _check(text: str, part: Path, target: Path) -> None:
+    """Write ``part`` and refuse what does not validate, under the name that it is to have."""
+    from harvester.config import load_site
+    from harvester.errors import ConfigurationError
+
+    part.write_text(text)
+    part.chmod(0o600)
+    try:
+        load_site(str(part), os.environ)
+    except ConfigurationError as error:
+        found = (
+            item._replace(file=str(target)) if item.file == str(part) else item
+            for item in error.problems
+        )
+        raise ConfigurationError(found) from None

@@ -15,7 +15,7 @@ _LAUNCHERS = {
     "pbs": ["mpiexec", "-n", "{nodes}", "--ppn", "1", "--cpu-bind", "none"],
     "lsf": ["jsrun", "-n", "{nodes}", "-r1", "-a1", "-c", "{cores}", "-g", "{gpus}", "-b", "none"],
     "flux": ["flux", "run", "-N", "{nodes}", "-n", "{nodes}", "-c", "{cores}", "-g", "{gpus}"],
-    "gridengine": ["qrsh", "-inherit"],
+    "gridengine": ["qrsh", "-inherit", "-nostdin", "-V"],
 }
 
 
@@ -53,7 +53,7 @@ def site_file(machine: Machine, answers: Answers, *, host: str, date: str) -> st
     lines += ["queues:", *(line for queue in answers.queues for line in _queue(queue))]
     lines += ["runner:", f"  launcher: {json.dumps(_LAUNCHERS[system])}"]
     lines += ["budgets:", "  # Raise these once the centre is content.", "  jobs_in_flight: 2"]
-    return "\n".join([*lines, *_sources(machine, date), ""])
+    return "\n".join([*lines, *_sources(machine, answers, date), ""])
 
 
 def _queue(queue: QueueFound) -> Iterator[str]:
@@ -66,11 +66,20 @@ def _queue(queue: QueueFound) -> Iterator[str]:
     yield f'      - {{nodes: 1-{nodes}, walltime: "{walltime}"}}'
 
 
-def _sources(machine: Machine, date: str) -> Iterator[str]:
+def _sources(machine: Machine, answers: Answers, date: str) -> Iterator[str]:
+    """What the batch system said is its word; what a person said, or nobody, is to be checked."""
+    told = f"{{source: {_word(machine.command)}, date: {_word(date)}}}"
     yield "sources:"
-    if machine.command:
-        yield f"  node: {{source: {_word(machine.command)}, date: {_word(date)}}}"
-        yield f"  queues: {{source: {_word(machine.command)}, date: {_word(date)}}}"
+    first = next((queue for queue in answers.queues if queue.cores), QueueFound(name=""))
+    yield f"  node.gpus: {told if first.gpus == answers.gpus else 'unsourced'}"
+    yield f"  node.cores: {told if first.cores == answers.cores else 'unsourced'}"
+    if answers.memory_mb:
+        yield f"  node.memory: {told}"
+    if _gpu_variable(answers.queues):
+        yield f"  node.gpu_variable: {told}"
+    for queue in answers.queues:
+        is_told = queue.nodes is not None and queue.walltime_s is not None
+        yield f"  {_word(f'queues.{queue.name}')}: {told if is_told else 'unsourced'}"
     yield "  spool: chosen"
     yield "  runner: chosen"
     yield "  budgets: chosen"

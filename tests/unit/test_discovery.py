@@ -235,6 +235,20 @@ def test_flags_win_over_what_was_found(run_init: Init, tmp_path: Path) -> None:
     assert [queue.name for queue in site.queues] == ["cpu"]
 
 
+def test_what_flags_say_is_not_the_schedulers_word(run_init: Init) -> None:
+    arguments = ("--gpus", "2", "--cores", "64", "--queue", "gpu", "--queue", "secret")
+    assert run_init("--name", "mine", *arguments).exit_code == 0
+    sources = {item.key: item.source for item in load_site_file("mine", os.environ).origins}
+    assert (sources["node.gpus"], sources["node.cores"]) == ("unsourced", "sinfo")
+    assert (sources["queues.gpu.bins"], sources["queues.secret.bins"]) == ("sinfo", "unsourced")
+
+
+def test_dry_run_shows_no_file_that_would_not_validate(run_init: Init, tmp_path: Path) -> None:
+    refused = run_init("--name", "mine", "--account", "a b", "--dry-run")
+    assert refused.stdout == ""
+    assert f"{written(tmp_path)}:6: account: got 'a b'" in str(refused.exception)
+
+
 def test_dry_run_prints_and_writes_nothing(run_init: Init, tmp_path: Path) -> None:
     found = run_init("--name", "mine", "--dry-run")
     assert "batch_system: slurm" in found.stdout
@@ -262,7 +276,7 @@ def test_bad_answer_is_refused_with_the_key_and_leaves_nothing_behind(
     run_init: Init, tmp_path: Path
 ) -> None:
     refused = run_init("--name", "mine", "--account", "not an account")
-    assert "account: got 'not an account'" in str(refused.exception)
+    assert "sites/mine.yaml:6: account: got 'not an account'" in str(refused.exception)
     assert list(written(tmp_path).parent.iterdir()) == []
 
 
