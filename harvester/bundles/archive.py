@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import re
 import secrets
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,18 @@ MANIFEST, CONTENTS = "manifest.json", "contents.json"
 _DOCUMENT_LIMIT_BYTES = 2 * 1024 * 1024 * 1024
 _MANIFEST_LIMIT_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
+# What the zip library says of bytes that were changed on their way: in a checksum, a name, the
+# stream, or in what names compression, encryption and version.
+_DAMAGED = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -110,7 +124,7 @@ class Bundle:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise self._bad("", str(error), "expected a bundle that was carried whole") from error
         try:
             self.manifest = self._manifest()
@@ -173,7 +187,7 @@ class Bundle:
             if self._archive.getinfo(MANIFEST).file_size > _MANIFEST_LIMIT_BYTES:
                 raise BadRecord("it is too large")
             found = load_json(self._archive.read(MANIFEST), Manifest)
-        except (KeyError, BadRecord, zipfile.BadZipFile, OSError) as error:
+        except (BadRecord, *_DAMAGED) as error:
             raise self._bad(MANIFEST, str(error), "expected a bundle of this program") from None
         if found.format != FORMAT or found.version != VERSION:
             value = f"{found.format} {found.version}"
@@ -193,12 +207,7 @@ class Bundle:
                         break
                     digest.update(chunk)
                     yield chunk
-        except (KeyError, zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-            raise self._bad(name, str(error), "expected a bundle that was carried whole") from None
-        except Exception as error:
-            # zlib.error is none of those, and the standard library has no name for all.
-            if type(error).__module__ != "zlib":
-                raise
+        except _DAMAGED as error:
             raise self._bad(name, str(error), "expected a bundle that was carried whole") from None
         if size != member.size or digest.hexdigest() != member.sha256:
             raise self._bad(name, "another checksum", "expected a bundle that was carried whole")
