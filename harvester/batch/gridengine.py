@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harvester.batch.adapter import CommandAdapter
-from harvester.batch.commands import Completed
+from harvester.batch.commands import Completed, Executor, run_command
 from harvester.batch.gridengine_answers import (
     check_cancelled,
     check_id,
@@ -56,6 +56,25 @@ class GridEngine(CommandAdapter):
         accounting=True, requeue=True, exclude_nodes=True, walltime_step_s=60.0
     )
 
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 30.0,
+        execute: Executor = run_command,
+        environment: Mapping[str, str] | None = None,
+        user: str | None = None,
+        project: str = "",
+    ) -> None:
+        super().__init__(
+            timeout_s=timeout_s,
+            execute=execute,
+            environment=environment,
+            user=user,
+            project=project,
+        )
+        # Of the jobs in error, what is wrong with them: it does not change, so it is asked once.
+        self._reasons: Mapping[JobId, str] = {}
+
     def render(self, job: BatchJob) -> str:
         told = replace(job, warn_s=0.0, directives=_filled(job))
         return render_script(told, prefix="#$", options=script_options(job), before=_before(job))
@@ -72,11 +91,14 @@ class GridEngine(CommandAdapter):
         seen = self._parted(parse_qstat(self._ask(qstat_command(whose))))
         held = (job for job in seen.jobs if job.state is JobState.HELD)
         broken = [job.job_id for job in held if "E" in job.reason]
-        if not broken:
-            return seen
-        # Why a job is in error stands nowhere else; it may be gone meanwhile, and then this fails.
-        reasons = parse_reasons(self._ask(reasons_command(broken)))
-        return replace(seen, jobs=tuple(with_reasons(job, reasons) for job in seen.jobs))
+        unknown = [job for job in broken if job not in self._reasons]
+        self._reasons = {job: words for job, words in self._reasons.items() if job in broken}
+        if unknown:
+            # Why a job is in error stands nowhere else; it may be gone, and then this fails.
+            found = parse_reasons(self._ask(reasons_command(unknown)))
+            self._reasons = {**self._reasons, **{job: found.get(job, "") for job in unknown}}
+        jobs = tuple(with_reasons(job, self._reasons) for job in seen.jobs)
+        return replace(seen, jobs=jobs, extra_commands=int(bool(unknown)))
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         if not jobs and not tags:

@@ -40,7 +40,7 @@ class Pbs(CommandAdapter):
     name = "pbs"
 
     capabilities = Capabilities(
-        accounting=True, requeue=True, walltime_step_s=60.0, look_commands=2
+        accounting=True, requeue=True, walltime_step_s=60.0, look_commands=2, name_commands=2
     )
 
     def __init__(

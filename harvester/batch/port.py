@@ -81,11 +81,12 @@ class Observation:
 
     A job that is missing here is not ended for that; a second witness is needed. ``of_project``
     are the jobs of all members of the project that the adapter was told to count, ours included;
-    () without one.
+    () without one. ``extra_commands`` is how many commands it took beyond ``look_commands``.
     """
 
     jobs: tuple[ObservedJob, ...]
     of_project: tuple[ObservedJob, ...] = ()
+    extra_commands: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,7 @@ class Capabilities:
     exclude_nodes: bool = False
     walltime_step_s: float = 60.0  # requests are rounded up to a multiple of this
     look_commands: int = 1  # how many commands one `observe` takes, whatever the number of jobs
+    name_commands: int = 0  # how many `ended` takes for each name; 0: one for all names together
 
 
 class BatchSystem(Protocol):

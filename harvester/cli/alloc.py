@@ -78,6 +78,8 @@ def cancel(tags: tuple[str, ...], dry_run: bool, site: str | None) -> None:
     """Cancel allocations at the batch system; their points run again elsewhere, uncharged."""
     chosen = [_find(tag, site) for tag in tags]
     for state, item in chosen:
+        if item.get("state") == "ended":
+            raise Refused(f"{item['tag']} at {state.site} has ended already; there is no job left")
         if item.get("joined"):
             raise Refused(
                 f"{item['tag']} at {state.site} is a job that its user started; "

@@ -162,8 +162,16 @@ def blame_for_lost(end: Blame, remaining_s: float | None) -> Blame:
 
 
 def is_suspiciously_empty(known: Iterable[Known], jobs: tuple[ObservedJob, ...]) -> bool:
-    """Whether nothing is listed although a job of ours was there and has not said good-bye."""
-    there = (AllocationState.QUEUED, AllocationState.HELD, AllocationState.RUNNING)
+    """Whether nothing is listed although a job of ours was there and has not said good-bye.
+
+    One that is unknown was there as well: the last such answer does not make this one sound.
+    """
+    there = (
+        AllocationState.QUEUED,
+        AllocationState.HELD,
+        AllocationState.RUNNING,
+        AllocationState.UNKNOWN,
+    )
     return not jobs and any(
         item.state in there and item.runner != "ended" and not item.cancelled and not item.joined
         for item in known

@@ -125,7 +125,6 @@ class Submit:
         self._write_allocation(row, job)
         desk.journal.record("submit_intent", {"tag": tag})
         desk.journal.commit()
-        desk.store.spendings.add("submission", desk.clock.now())
         desk.submitting.add(tag)
         script = desk.spool.allocation(tag).script
 

@@ -66,6 +66,7 @@ class WatchBatch:
         if finished.error is not None:
             self._failed(finished.error)
         elif isinstance(finished.result, Observation):
+            self._spend(finished.result.extra_commands)
             self._observed(finished.result)
         elif isinstance(finished.result, tuple):
             self._accounted(finished.result)
@@ -75,7 +76,7 @@ class WatchBatch:
         now = self._desk.clock.monotonic()
         if self._in_flight or self._due_in(now) > 0:
             return changed
-        if self._doubtful and self._may_query(1):
+        if self._doubtful and self._may_query(self._accounting_commands()):
             self._ask_accounting()
         elif self._has_reason() and self._interval_left(now) <= 0 and self._may_look():
             self._look()
@@ -119,20 +120,34 @@ class WatchBatch:
 
     def _ask_accounting(self) -> None:
         """By job ids; for the sake of one query a time, jobs without one are asked for later."""
-        rows = [self._desk.store.allocations.get(tag) for tag in sorted(self._doubtful)]
-        jobs = [row.job_id for row in rows if row.job_id is not None]
-        asked = [row.tag for row in rows if row.job_id is not None or not jobs]
+        commands = self._accounting_commands()
+        jobs = self._doubtful_jobs()
+        asked = list(jobs) or sorted(self._doubtful)
+        if not jobs and self._desk.batch.capabilities.name_commands:
+            asked = asked[:1]
         self._doubtful.difference_update(asked)
-        tags = [] if jobs else asked
-        self._start("accounting", lambda: self._desk.batch.ended(jobs, tags), 1)
+        ids, tags = list(jobs.values()), [] if jobs else asked
+        self._start("accounting", lambda: self._desk.batch.ended(ids, tags), commands)
+
+    def _doubtful_jobs(self) -> dict[Tag, JobId]:
+        rows = (self._desk.store.allocations.get(tag) for tag in sorted(self._doubtful))
+        return {row.tag: row.job_id for row in rows if row.job_id is not None}
+
+    def _accounting_commands(self) -> int:
+        """How many the next question to accounting takes: one, or those for one name."""
+        by_name = 0 if self._doubtful_jobs() else self._desk.batch.capabilities.name_commands
+        return max(1, by_name)
 
     def _start(self, name: str, work: Work, commands: int) -> None:
         self._in_flight = True
         self._wanted = False
-        for _ in range(commands):
-            self._desk.store.spendings.add("query", self._desk.clock.now())
+        self._spend(commands)
         deadline = 2 * self._desk.site.budgets.command_timeout_s
         self._desk.effects.start(name, work, lane="batch", deadline_s=deadline)
+
+    def _spend(self, queries: int) -> None:
+        for _ in range(queries):
+            self._desk.store.spendings.add("query", self._desk.clock.now())
 
     def submission_failed(self, error: Exception) -> None:
         """A submission or cancellation had no sound answer: count it as an unsound look."""
@@ -161,7 +176,8 @@ class WatchBatch:
         named = [job for job in observation.jobs if job.name.startswith(prefix)]
         orphans = [job for job in named if self._is_orphan(job)]
         self._tell_of(orphans)
-        ours = frozenset(job.name for job in named) - {job.name for job in orphans}
+        # What is listed of an allocation that we hold for ended, or cancel, takes its place still.
+        ours = frozenset(row.tag for row in rows if row.cancel == 0)
         desk.waiting_for = reconcile.pending_reasons(observation.jobs)
         desk.other_jobs = reconcile.count_others(observation.jobs, ours)
         desk.project_jobs = reconcile.count_others(observation.of_project, ours)

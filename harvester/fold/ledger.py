@@ -101,6 +101,7 @@ def _joined(store: Store, at: float, fields: Fields) -> None:
 def _submit_intent(store: Store, at: float, fields: Fields) -> None:
     why = "the batch system is being asked"
     store.allocations.step(Tag(fields["tag"]), AllocationState.SUBMITTING, at, why)
+    store.spendings.add("submission", at)
 
 
 def _submitted(store: Store, at: float, fields: Fields) -> None:

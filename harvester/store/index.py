@@ -21,8 +21,8 @@ from harvester.store.spendings import Spendings
 class Store:
     """The index of one spool.
 
-    Everything in it is a fold over the ledger, the order logs and the event logs, except
-    ``spendings`` (budget windows), whose loss costs a little of a budget.
+    Everything in it is a fold over the ledger, the order logs and the event logs, except the
+    queries among the ``spendings`` (budget windows): their loss costs a minute's budget at most.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:

@@ -12,9 +12,10 @@ from harvester.ids import tag_prefix
 from harvester.model import Tag
 from harvester.planning.facts import Plan, PlanInput
 from harvester.planning.planner import plan
+from harvester.simulation.world import World
 from harvester.site import Budgets
 from harvester.spool.by_hand import record_submission
-from tests.simulation.daemon_world import problems_of, small_world, spool_id_of
+from tests.simulation.daemon_world import problems_of, small_world, spool_id_of, status_of
 
 HOUR_S = 3600.0
 
@@ -78,3 +79,44 @@ def test_submissions_by_hand_use_up_the_hourly_budget(tmp_path: Path) -> None:
     world.run(world.daemon(), lambda: world.clock.monotonic() >= end, limit_s=2 * HOUR_S)
 
     assert not world.cluster.jobs
+
+
+def test_breaker_stays_open_while_the_list_stays_empty(tmp_path: Path) -> None:
+    world = small_world(tmp_path, wait_s=lambda job: 10 * HOUR_S)
+    daemon = world.daemon()
+    world.run(daemon, lambda: bool(_live_allocations(world)), limit_s=HOUR_S)
+    world.cluster.faults.forgotten.update(world.cluster.jobs)
+    opened = world.clock.monotonic() + 120.0
+    world.run(daemon, lambda: world.clock.monotonic() >= opened, limit_s=HOUR_S)
+    breaker = status_of(world)["budgets"]["breaker"]
+    assert breaker.startswith("open since")
+    doubted = world.clock.monotonic() + 360.0
+
+    world.run(daemon, lambda: world.clock.monotonic() >= doubted, limit_s=HOUR_S)
+
+    assert _live_allocations(world)
+    assert status_of(world)["budgets"]["breaker"] == breaker
+
+
+def test_job_that_is_listed_again_after_it_was_held_for_ended_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    world = small_world(tmp_path, wait_s=lambda job: 10 * HOUR_S)
+    (queue,) = world.scenario.site.queues
+    site = replace(world.scenario.site, queues=(replace(queue, queued_max=1),))
+    world.scenario = replace(world.scenario, site=site)
+    daemon = world.daemon()
+    world.run(daemon, lambda: bool(_live_allocations(world)), limit_s=HOUR_S)
+    world.cluster.faults.forgotten.update(world.cluster.jobs)
+    world.run(daemon, lambda: not _live_allocations(world), limit_s=2 * HOUR_S)
+    world.cluster.faults.forgotten.clear()
+    end = world.clock.monotonic() + 2 * HOUR_S
+
+    world.run(daemon, lambda: world.clock.monotonic() >= end, limit_s=3 * HOUR_S)
+
+    assert len(world.cluster.jobs) == 1
+
+
+def _live_allocations(world: World) -> list[str]:
+    allocations = status_of(world)["allocations"] if world.login.exists(world.spool.status) else []
+    return [found["tag"] for found in allocations if found["state"] != "ended"]

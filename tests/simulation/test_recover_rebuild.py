@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from harvester.recover import Sources, open_store, rebuild
 from harvester.simulation.world import World
+from harvester.site import Budgets
 from harvester.store import Store
 from tests.simulation.daemon_world import DAY_S, small_world, spool_id_of
 
@@ -37,6 +39,21 @@ def test_an_index_lost_in_the_middle_costs_nothing(tmp_path: Path) -> None:
     world.run(world.daemon(seed=2), world.is_over, limit_s=DAY_S)
     assert set(world.central.books.told.values()) == {1}
     assert all(point.state in ("done", "failed") for point in world.central.points.values())
+
+
+def test_an_index_lost_gives_no_submission_of_the_hour_back(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    budgets = Budgets(submissions_per_hour=1, jobs_in_flight=2)
+    world.scenario = replace(world.scenario, site=replace(world.scenario.site, budgets=budgets))
+    first = world.daemon()
+    world.run(first, lambda: bool(world.cluster.jobs), limit_s=DAY_S)
+    first.close()
+    world.lose_login_host()
+    end = world.clock.monotonic() + 3500.0
+
+    world.run(world.daemon(seed=2), lambda: world.clock.monotonic() > end, limit_s=DAY_S)
+
+    assert len(world.cluster.jobs) == 1
 
 
 def test_an_index_that_is_no_database_is_rebuilt(tmp_path: Path) -> None:

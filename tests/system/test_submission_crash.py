@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from harvester.batch.commands import Completed, run_command
 from harvester.batch.flux import Flux
 from harvester.batch.gridengine import GridEngine
 from harvester.batch.local import LocalBatch
@@ -53,6 +54,7 @@ class DeadlyBatch:
     command: Sequence[str] = SLEEP
     deadly: bool = True
     submitted: int = 0
+    asked: list[str] = field(default_factory=list)  # status commands that were run
 
     def __post_init__(self) -> None:
         self.name = self.batch.name
@@ -98,9 +100,19 @@ def batch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeadlyBatc
         yield DeadlyBatch(local, directory)
         local.shut_down()
         return
+    asked: list[str] = []
+
+    def execute(
+        argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]
+    ) -> Completed:
+        if not argv[0].endswith(("/id", "sbatch", "qsub", "sh")) and argv[1] != "batch":
+            asked.append(argv[0])
+        return run_command(argv, timeout_s=timeout_s, environment=environment)
+
     with FakeCluster(tmp_path / "cluster", request.param) as cluster:
         environment = cluster.environment(os.environ)
-        yield DeadlyBatch(COMMANDS[request.param](environment=environment), directory)
+        adapter = COMMANDS[request.param](environment=environment, execute=execute)
+        yield DeadlyBatch(adapter, directory, asked=asked)
 
 
 @pytest.fixture
@@ -136,11 +148,16 @@ def job_of(batch: DeadlyBatch) -> ObservedJob:
 
 
 def follow(world: World, batch: DeadlyBatch, seconds: float) -> None:
+    """Another daemon, which counts every status command that it has run."""
     world.clock.advance(10 * 60.0)  # the dead one's lease is over
     end = world.clock.monotonic() + seconds
+    batch.asked.clear()
     daemon = daemon_of(world, batch)
     world.run(daemon, lambda: world.clock.monotonic() > end, limit_s=2 * seconds)
     daemon.close()
+    with index_of(world) as store:
+        counted = store.spendings.within("query", seconds + 60.0, world.clock.now())
+    assert len(batch.asked) <= counted <= 2 * seconds / 60.0 + 2
 
 
 def known_allocations(world: World) -> dict[str, tuple[AllocationState, str | None]]:

@@ -443,6 +443,14 @@ def test_alloc_cancel_dry_run_touches_nothing(cli: Cli, tmp_path: Path) -> None:
     assert "would cancel haaaaa-bbbbbb, job 17" in found.err
 
 
+def test_alloc_that_has_ended_cannot_be_cancelled(cli: Cli, tmp_path: Path) -> None:
+    published(tmp_path, allocations=ALLOCATIONS)
+    found = cli("alloc", "cancel", "haaaaa-bbbbbb", "haaaaa-aaaaaa", "--dry-run")
+    assert found.code == 69
+    assert "haaaaa-aaaaaa" in found.err
+    assert "has ended already" in found.err
+
+
 def test_alloc_without_a_job_id_cannot_be_cancelled_yet(cli: Cli, tmp_path: Path) -> None:
     published(tmp_path, allocations=ALLOCATIONS)
     found = cli("alloc", "cancel", "haaaaa-cccccc")

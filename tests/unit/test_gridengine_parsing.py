@@ -156,6 +156,26 @@ def test_job_in_error_says_what_is_wrong() -> None:
     assert job.reason == "Eqw: 11/21/2026 16:06:03 [1001:244]: can't chdir to /x"
 
 
+def test_reason_of_a_job_in_error_is_asked_for_once_and_counted() -> None:
+    asked: list[str] = []
+    answers = {
+        "-xml": completed(listing("Eqw", queue="", slots=1)),
+        "-j": completed("job_number:  12\nerror reason  1:  can't chdir to /x\n"),
+    }
+
+    def execute(argv: Sequence[str], **_: object) -> Completed:
+        asked.append(argv[1])
+        return answers[argv[1]]
+
+    batch = GridEngine(execute=execute, user="user")
+
+    looks = [batch.observe() for _ in range(3)]
+
+    assert [look.jobs[0].reason for look in looks] == ["Eqw: can't chdir to /x"] * 3
+    assert asked == ["-xml", "-j", "-xml", "-xml"]
+    assert [look.extra_commands for look in looks] == [1, 0, 0]
+
+
 def test_job_in_error_that_is_gone_meanwhile_keeps_its_state() -> None:
     gone = completed("Following jobs do not exist: \n12\n", "", 1)
     answers = {"-xml": completed(listing("Eqw", queue="")), "-j": gone}
