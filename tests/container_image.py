@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,10 +56,12 @@ class Podman:
     """Podman with images of its own, as ``containers.conf`` has to say it on this machine.
 
     Without CAP_SYS_RESOURCE its own limits are refused, and crun knows no mixed control groups.
+    Its files lie in a directory of a short name until ``close``: below one of some 30 characters,
+    Podman 4.3 misses the end of its containers (their sockets' names grow too long).
     """
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True)
+    def __init__(self) -> None:
+        self._directory = directory = Path(tempfile.mkdtemp(prefix="pm", dir="/tmp"))
         storage, engine = directory / "storage.conf", directory / "containers.conf"
         storage.write_text(
             f'[storage]\ndriver = "vfs"\ngraphroot = "{directory}/images"\n'
@@ -79,6 +82,13 @@ class Podman:
         done = subprocess.run(["podman", *words], capture_output=True, text=True, env=environ)
         assert done.returncode == 0, f"podman {words}: {done.stderr}"
         return done.stdout
+
+    def close(self) -> None:
+        """Remove all of it, what is left of its containers included."""
+        mounted = Path("/proc/self/mounts").read_text().split()
+        for place in (word for word in mounted if word.startswith(f"{self._directory}/")):
+            subprocess.run(["umount", place], check=False)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def add(self, root: Path, name: str) -> None:
         """Make an image of a root file system."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -39,16 +40,20 @@ class Runtime:
 
 
 @pytest.fixture(scope="module", params=sorted(SEARCHED))
-def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+def runtime(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runtime]:
     name: str = request.param
     images = tmp_path_factory.mktemp("images")
     root = make_root(images / FILE)
     podman = None
     if name == "podman" and os.path.exists("/usr/bin/podman"):
-        podman = Podman(images / "podman")
-        podman.add(root, NAME)
-    require(name, root, podman)
-    return Runtime(name, images, podman)
+        podman = Podman()
+    with contextlib.closing(podman) if podman else contextlib.nullcontext():
+        if podman is not None:
+            podman.add(root, NAME)
+        require(name, root, podman)
+        yield Runtime(name, images, podman)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -39,12 +40,23 @@ class Source:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+def builder() -> Iterator[Podman]:
+    with contextlib.closing(Podman()) as made:
+        yield made
+
+
+@pytest.fixture
+def without_images() -> Iterator[Podman]:
+    with contextlib.closing(Podman()) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def source(builder: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     missing = [name for name in ("podman", "skopeo", "docker-registry") if not shutil.which(name)]
     if missing:
         pytest.skip(f"{', '.join(missing)} missing; run scripts/testbed/install")
     place = tmp_path_factory.mktemp("source")
-    builder = Podman(place / "builder")
     builder.add(make_root(place / "root"), NAME)
     archive = place / "tiny.tar"
     builder.run("save", "--quiet", "--output", str(archive), NAME)
@@ -108,12 +120,13 @@ def site(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     source: Source,
+    without_images: Podman,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A site file; Podman starts without any image."""
     for name, value in (*source.environment.items(), ("XDG_CACHE_HOME", str(tmp_path / "cache"))):
         monkeypatch.setenv(name, value)
-    for name, value in Podman(tmp_path / "podman").environment.items():
+    for name, value in without_images.environment.items():
         monkeypatch.setenv(name, value)
     file = tmp_path / "here.yaml"
     file.write_text(SITE.format(name="here", runtime=request.param, directory=tmp_path / "images"))
