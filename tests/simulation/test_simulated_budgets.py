@@ -74,6 +74,7 @@ def test_project_never_spends_more_than_its_total(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 25 s of processor time; half an hour where many share it
 def test_no_day_costs_more_than_its_budget_and_the_search_goes_on_next_day(
     tmp_path: Path,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The adapters of PBS, LSF, Flux and Grid Engine while their commands misbehave."""
+"""The adapters of Slurm, PBS, LSF, Flux and Grid Engine while their commands misbehave."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from harvester.batch.gridengine import GridEngine
 from harvester.batch.lsf import Lsf
 from harvester.batch.pbs import Pbs
 from harvester.batch.port import BatchJob, BatchSystem
+from harvester.batch.slurm import Slurm
 from harvester.errors import BatchUnavailable
 from harvester.model import JobId, Tag
 from tests.fakes.cluster import FakeCluster
@@ -20,6 +21,7 @@ from tests.support import wait_until
 
 TAG = Tag("habcde-aaaaaa")
 MAKERS: Mapping[str, Callable[[float, Mapping[str, str]], BatchSystem]] = {
+    "slurm": lambda timeout_s, environ: Slurm(timeout_s=timeout_s, environment=environ),
     "pbs": lambda timeout_s, environ: Pbs(timeout_s=timeout_s, environment=environ),
     "lsf": lambda timeout_s, environ: Lsf(timeout_s=timeout_s, environment=environ),
     "flux": lambda timeout_s, environ: Flux(timeout_s=timeout_s, environment=environ),
@@ -50,6 +52,8 @@ class Bench:
 
 # Every command that looks, and a call that needs it.
 QUERIES: Mapping[tuple[str, str], Callable[[BatchSystem, JobId], object]] = {
+    ("slurm", "squeue"): lambda batch, job: batch.observe(),
+    ("slurm", "sacct"): lambda batch, job: batch.ended([job], []),
     ("pbs", "qselect"): lambda batch, job: batch.observe(),
     ("pbs", "qstat"): lambda batch, job: batch.ended([job], []),
     ("lsf", "bjobs"): lambda batch, job: batch.observe(),
@@ -57,8 +61,16 @@ QUERIES: Mapping[tuple[str, str], Callable[[BatchSystem, JobId], object]] = {
     ("gridengine", "qstat"): lambda batch, job: batch.observe(),
     ("gridengine", "qacct"): lambda batch, job: batch.ended([job], []),
 }
-CANCELS = {"pbs": "qdel", "lsf": "bkill", "flux": "cancel", "gridengine": "qdel"}
-SUBMITS = {"pbs": "qsub", "lsf": "bsub", "flux": "batch", "gridengine": "qsub"}
+CANCELS = {
+    "slurm": "scancel",
+    "pbs": "qdel",
+    "lsf": "bkill",
+    "flux": "cancel",
+    "gridengine": "qdel",
+}
+# Where no line is a sound answer, the daemon doubts it (`reconcile.is_suspiciously_empty`).
+SOUNDLY_EMPTY = {("slurm", "squeue"), ("slurm", "sacct"), ("pbs", "qselect")}
+SUBMITS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "flux": "batch", "gridengine": "qsub"}
 
 
 @pytest.fixture
@@ -84,7 +96,7 @@ def test_query_that_fails_is_never_a_shorter_list(bench: Bench, command: str, fa
 
 @pytest.mark.parametrize(
     ("bench", "command"),
-    [case for case in QUERIES if case != ("pbs", "qselect")],
+    [case for case in QUERIES if case not in SOUNDLY_EMPTY],
     indirect=["bench"],
 )
 def test_no_answer_is_not_an_empty_list(bench: Bench, command: str) -> None:
@@ -171,7 +183,13 @@ def test_greeting_before_the_job_id_is_harmless(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("system", "command"),
-    [("pbs", "qselect"), ("lsf", "bjobs"), ("flux", "flux"), ("gridengine", "qstat")],
+    [
+        ("slurm", "squeue"),
+        ("pbs", "qselect"),
+        ("lsf", "bjobs"),
+        ("flux", "flux"),
+        ("gridengine", "qstat"),
+    ],
 )
 def test_missing_commands_are_named(system: str, command: str, tmp_path: Path) -> None:
     with pytest.raises(BatchUnavailable, match=rf"{command} cannot be started.*PATH"):

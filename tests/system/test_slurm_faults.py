@@ -1,4 +1,4 @@
-"""The Slurm adapter while its commands misbehave, and the executor that runs them."""
+"""The executor of commands, and the Slurm adapter's while they hang."""
 
 from __future__ import annotations
 
@@ -47,19 +47,6 @@ ASKED: dict[str, Callable[[Slurm], object]] = {
 }
 
 
-@pytest.mark.parametrize("command", ["squeue", "sacct"])
-@pytest.mark.parametrize("fault", ["down", "garbage", "partial", "lost"])
-def test_query_that_fails_is_never_a_shorter_list(
-    cluster: FakeCluster, tmp_path: Path, command: str, fault: str
-) -> None:
-    batch = slurm(cluster)
-    submit(batch, tmp_path)
-    cluster.fault(**{command: fault})
-
-    with pytest.raises(BatchUnavailable):
-        ASKED[command](batch)
-
-
 @pytest.mark.parametrize("command", ["squeue", "sacct", "scancel"])
 def test_command_that_hangs_is_given_up_and_killed(
     cluster: FakeCluster, tmp_path: Path, command: str
@@ -72,45 +59,6 @@ def test_command_that_hangs_is_given_up_and_killed(
 
     left = [p for p in psutil.process_iter(["cmdline"]) if _is_fake(p, cluster, command)]
     assert left == []
-
-
-def test_unreachable_controller_does_not_count_as_cancelled(
-    cluster: FakeCluster, tmp_path: Path
-) -> None:
-    job = submit(slurm(cluster), tmp_path)
-    cluster.fault(scancel="down")
-    with pytest.raises(BatchUnavailable, match="Unable to contact"):
-        slurm(cluster).cancel([job])
-
-
-def test_submission_whose_answer_is_lost_is_found_by_its_tag(
-    cluster: FakeCluster, tmp_path: Path
-) -> None:
-    cluster.fault(sbatch="lost")
-    with pytest.raises(BatchUnavailable):
-        submit(slurm(cluster), tmp_path)
-
-    assert [job.name for job in slurm(cluster).observe().jobs] == [TAG]
-    assert [job.name for job in slurm(cluster).ended([], [TAG])] == [TAG]
-
-
-@pytest.mark.parametrize("fault", ["down", "empty", "partial"])
-def test_submission_that_may_have_been_taken_is_not_a_refusal(
-    cluster: FakeCluster, tmp_path: Path, fault: str
-) -> None:
-    cluster.fault(sbatch=fault)
-    with pytest.raises(BatchUnavailable):
-        submit(slurm(cluster), tmp_path)
-
-
-def test_greeting_before_the_job_id_is_harmless(cluster: FakeCluster, tmp_path: Path) -> None:
-    cluster.fault(sbatch="garbage")
-    assert submit(slurm(cluster), tmp_path) == "1"
-
-
-def test_missing_commands_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BatchUnavailable, match=r"squeue cannot be started.*PATH"):
-        Slurm(environment={"PATH": str(tmp_path)}).observe()
 
 
 # --- the executor ---

@@ -1,11 +1,12 @@
-"""The daemon dies after a batch system took a job and before the ledger says so: every adapter.
+"""The production daemon over every adapter: it dies with a job taken, or commands misbehave.
 
-The production daemon with its adapters, commands and jobs for real; disk and service are simulated.
+Commands and jobs run for real; disk, clock and service are simulated.
 """
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,11 +32,18 @@ from harvester.site import Budgets
 from harvester.store import Store
 from payload_runner.protocol import NodeShape
 from tests.fakes.cluster import FakeCluster
-from tests.simulation.daemon_world import small_world, spool_id_of
+from tests.simulation.daemon_world import small_world, spool_id_of, status_of
 from tests.support import wait_until
 
 HOUR_S = 3600.0
 SLEEP = ("sleep", "600")
+LOOKS = {
+    "slurm": "squeue",
+    "pbs": "qselect",
+    "lsf": "bjobs",
+    "flux": "jobs",
+    "gridengine": "qstat",
+}
 COMMANDS: Mapping[str, Callable[..., BatchSystem]] = {
     "slurm": Slurm,
     "pbs": Pbs,
@@ -55,6 +63,7 @@ class DeadlyBatch:
     deadly: bool = True
     submitted: int = 0
     asked: list[str] = field(default_factory=list)  # status commands that were run
+    cluster: FakeCluster | None = None  # none of the local batch system
 
     def __post_init__(self) -> None:
         self.name = self.batch.name
@@ -112,7 +121,7 @@ def batch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeadlyBatc
     with FakeCluster(tmp_path / "cluster", request.param) as cluster:
         environment = cluster.environment(os.environ)
         adapter = COMMANDS[request.param](environment=environment, execute=execute)
-        yield DeadlyBatch(adapter, directory, asked=asked)
+        yield DeadlyBatch(adapter, directory, asked=asked, cluster=cluster)
 
 
 @pytest.fixture
@@ -199,3 +208,29 @@ def test_job_that_has_ended_meanwhile_is_known_to_have_been_there(
         row = store.allocations.get(Tag(tag))
     assert row.state is AllocationState.ENDED
     assert row.witness in ("batch system", "accounting")
+
+
+@pytest.mark.parametrize("batch", COMMANDS, indirect=True)
+def test_nothing_is_submitted_until_looks_are_sound(world: World, batch: DeadlyBatch) -> None:
+    assert batch.cluster is not None
+    batch.deadly = False
+    batch.cluster.plant(user=getpass.getuser())  # so that there is a list to damage
+    daemon = daemon_of(world, batch)
+    for fault in ("down", "garbage", "partial", "lost"):
+        batch.cluster.fault(**{LOOKS[batch.name]: fault})
+        asked = len(batch.asked)
+        end = world.clock.monotonic() + 200.0
+
+        world.run(
+            daemon,
+            lambda end=end, asked=asked: world.clock.monotonic() > end and len(batch.asked) > asked,
+            limit_s=2 * HOUR_S,
+        )
+
+        assert batch.submitted == 0, fault
+        assert status_of(world)["budgets"]["breaker"].startswith("open since"), fault
+    batch.cluster.fault()
+
+    world.run(daemon, lambda: batch.submitted > 0, limit_s=2 * HOUR_S)
+
+    daemon.close()
