@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from harvester.clock import Clock, iso
 from harvester.errors import Fenced, StorageUnavailable
+from harvester.processes import boot_id, process_identity
 from payload_runner.files import Files
 from payload_runner.protocol import BadRecord, SpoolPaths, dump_json, load_json
 
@@ -72,24 +73,6 @@ def this_process() -> Process:
     """The process that runs this code."""
     pid = os.getpid()
     return Process(socket.gethostname(), pid, process_identity(pid) or "", boot_id())
-
-
-def boot_id() -> str:
-    """Names the boot of this host; empty where the kernel does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def process_identity(pid: int) -> str | None:
-    """Boot id and start time of a process of this host; None if there is none of that pid."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The command may hold spaces and parentheses: count fields behind the last one.
-    return f"{boot_id()}:{stat.rsplit(')', 1)[1].split()[19]}"
 
 
 def is_provably_dead(holder: Holder) -> bool:

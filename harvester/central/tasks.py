@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from harvester.errors import (
     Problem,
 )
 from harvester.paths import state_home as default_state_home
+from harvester.processes import is_running
 
 DISCOVERY_NAME = "central.json"
 _PAGE = 1_000
@@ -228,22 +228,12 @@ def _running(found: Mapping[str, Any] | None, directory: Path) -> str:
             "with: harvester central serve, or name one with --central or HARVESTER_CENTRAL"
         )
     pid = found.get("pid")
-    if found.get("host") == socket.gethostname() and isinstance(pid, int) and not _lives(pid):
+    if found.get("host") == socket.gethostname() and isinstance(pid, int) and not is_running(pid):
         raise NotFound(
             f"the central service of {directory / DISCOVERY_NAME} does not run any more "
             f"(process {pid} is gone); start it again with: harvester central serve"
         )
     return str(found["url"])
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _objects(answer: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

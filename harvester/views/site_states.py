@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from harvester import paths
 from harvester.errors import NotFound
+from harvester.processes import is_running
 from harvester.views.text import instant
 
 POINTER = "site.json"  # in the usual place, whatever state directory the site file names
@@ -104,7 +105,7 @@ def read_state(name: str, state_dir: Path) -> SiteState:
         state_dir=home,
         spool=spool,
         status=status,
-        health=judge(status, age_s, os.uname().nodename, _is_running),
+        health=judge(status, age_s, os.uname().nodename, is_running),
         age_s=age_s,
         stopping=draining or (spool is not None and (spool / "STOP").exists()),
         site_file=str(pointer.get("site_file", name)),
@@ -132,7 +133,7 @@ def leave_pointer(site: str, site_file: str, state_dir: Path, spool: Path, usual
 
 
 def judge(
-    status: Json | None, age_s: float | None, host: str, is_running: Callable[[int], bool]
+    status: Json | None, age_s: float | None, host: str, lives: Callable[[int], bool]
 ) -> Health:
     """What a status of this age says of its writer."""
     if status is None or age_s is None:
@@ -144,19 +145,9 @@ def judge(
     if status.get("host") != host:
         return Health.ALIVE if fresh else Health.UNKNOWN
     pid = status.get("pid")
-    if not isinstance(pid, int) or not is_running(pid):
+    if not isinstance(pid, int) or not lives(pid):
         return Health.DIED
     return Health.ALIVE if fresh else Health.SILENT
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True  # somebody's; our own would answer
-    return True
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harvester.quantities": (),
     "harvester.paths": (),
     "harvester.notify": (),
+    "harvester.processes": (),
     "harvester.model": ("payload_runner.protocol",),
     "harvester.site": ("payload_runner.protocol",),
     "harvester.lifecycle": ("harvester.errors", "harvester.model"),
