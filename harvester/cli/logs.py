@@ -1,10 +1,16 @@
-"""Log lines of long-running commands: standard error, as the place that keeps them likes them."""
+"""Log lines of long-running commands: standard error, as the place that keeps them likes them.
+
+What payloads, services and batch systems say comes into lines as it is; none of it reaches a
+terminal as a command.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Mapping
+
+from harvester.views.text import clean_lines
 
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
@@ -24,6 +30,9 @@ class _Plain(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        return clean_lines(super().format(record))
+
 
 class _Journal(logging.Formatter):
     def __init__(self) -> None:
@@ -32,4 +41,5 @@ class _Journal(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         priority = _PRIORITIES.get(record.levelname, 6)
         # Each line of a traceback needs the prefix.
-        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+        lines = clean_lines(super().format(record)).splitlines()
+        return "\n".join(f"<{priority}>{line}" for line in lines)
