@@ -81,10 +81,13 @@ def make_central(
     site: Site,
     overrides: CentralOverrides | None = None,
     environ: Environment = os.environ,
+    *,
+    has_run: bool = False,
 ) -> CentralService:
     """The client of a site's central service. Connects to nothing yet.
 
-    A service that announces itself on this machine may also come later, or move.
+    A service that announces itself on this machine may also come later, or move. So may the token
+    of one that ``has_run`` with these settings before: somebody is about to replace it.
 
     Raises:
         ConfigurationError: what names the service or its token is wrong.
@@ -101,7 +104,7 @@ def make_central(
     choice, overrides = site.central, overrides or CentralOverrides()
     # Flag, then environment, then site file, then what announced itself here.
     url = overrides.url or environ.get("HARVESTER_CENTRAL") or choice.url
-    with_token = _with_token(environ, overrides, choice.token_file)
+    with_token = _with_token(environ, overrides, choice.token_file, must_be=not has_run)
 
     def find() -> tuple[str, Path]:
         return discover(url, with_token, _home(environ))
@@ -157,11 +160,14 @@ def make_task_client(
     return TaskClient(url, token_file)
 
 
-def make_daemon(site: Site, overrides: CentralOverrides | None = None) -> Daemon:
+def make_daemon(
+    site: Site, overrides: CentralOverrides | None = None, *, has_run: bool = False
+) -> Daemon:
     """The daemon of a site, with production's clock, files and worker threads.
 
     Raises:
-        ConfigurationError: the centre wants an account and the site file names none.
+        ConfigurationError: the centre wants an account and the site file names none, or as
+            ``make_central``.
     """
     if site.account_required and not site.account:
         expected = "expected your project's account in a site file that extends this one"
@@ -172,7 +178,7 @@ def make_daemon(site: Site, overrides: CentralOverrides | None = None) -> Daemon
     from harvester.planning.planner import plan
 
     clock = SystemClock()
-    central = make_central(site, overrides)
+    central = make_central(site, overrides, has_run=has_run)
     way = None if site.remote is None else _remote_site(site)
     return Daemon(
         site,
@@ -377,12 +383,16 @@ def _home(environ: Environment) -> Path:
 
 
 def _with_token(
-    environ: Environment, overrides: CentralOverrides, configured: Path | None
+    environ: Environment,
+    overrides: CentralOverrides,
+    configured: Path | None,
+    *,
+    must_be: bool = True,
 ) -> Environment:
     token_file = overrides.token_file or environ.get("HARVESTER_TOKEN_FILE") or configured
     if token_file is None:
         return environ
-    if not Path(token_file).is_file():
+    if must_be and not Path(token_file).is_file():
         problem = Problem("token file", "", str(token_file), "expected a file that holds a token")
         raise ConfigurationError(problem)
     return {**environ, "HARVESTER_TOKEN_FILE": str(token_file)}

@@ -15,6 +15,7 @@ import click
 from harvester.cli.options import central_options, refuse_second, site_option
 
 if TYPE_CHECKING:
+    from harvester.daemon import Daemon
     from harvester.notify import ServiceManager
     from harvester.site import Site
     from harvester.wiring import CentralOverrides
@@ -99,19 +100,33 @@ def _drive(name: str, site: Site, overrides: CentralOverrides, *, once: bool) ->
         os.environ.pop(variable, None)  # meant for us, not for schedulers' commands and jobs
     wishes = Wishes(manager)
     wishes.catch_signals()
-    while not wishes.leave:
-        wishes.reload = False
-        daemon = make_daemon(site, overrides)
+    daemon = make_daemon(site, overrides)
+    if once:
         wishes.wake_with(daemon.wake)
-        if once:
-            daemon.run_once(ROUND_LIMIT_S, wishes)
-            return
+        daemon.run_once(ROUND_LIMIT_S, wishes)
+        return
+    while not wishes.leave:
+        wishes.wake_with(daemon.wake)
         manager.ready(f"Drives {site.name}")
         daemon.run(wishes)
-        if wishes.reload:
+        if wishes.reload and not wishes.leave:
             manager.reloading()
-            site = _reloaded(name, site)
+            wishes.reload = False
+            site, daemon = _renewed(name, site, overrides)
     manager.stopping()
+
+
+def _renewed(name: str, site: Site, overrides: CentralOverrides) -> tuple[Site, Daemon]:
+    """Site and daemon after a reload, which never ends what runs."""
+    from harvester.errors import ConfigurationError
+    from harvester.wiring import make_daemon
+
+    fresh = _reloaded(name, site)
+    try:
+        return fresh, make_daemon(fresh, overrides)
+    except ConfigurationError as error:
+        log.error("Keeps the old settings, mend the new ones and reload. problems=%s", error)  # noqa: TRY400
+        return site, make_daemon(site, overrides, has_run=True)
 
 
 def _reloaded(name: str, site: Site) -> Site:

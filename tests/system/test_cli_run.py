@@ -134,6 +134,31 @@ def test_hangup_reads_the_site_file_anew_and_keeps_the_old_one_if_it_is_wrong(
     assert allowed() == 77
 
 
+def test_hangup_while_the_token_is_replaced_ends_nothing(
+    environ: Mapping[str, str], running: Running, tmp_path: Path
+) -> None:
+    token, mine = tmp_path / "token", tmp_path / "config/harvester/sites/local.yaml"
+    token.write_text("secret\n")
+    token.chmod(0o600)
+    mine.parent.mkdir(parents=True)
+    central = f'central: {{url: "http://127.0.0.1:9", token_file: {token}}}'
+    mine.write_text(f"extends: local\n{central}\n")
+
+    def said(process: subprocess.Popen[str], word: str) -> str:
+        assert process.stderr is not None
+        return wait_until(lambda: next((x for x in process.stderr or () if word in x), ""), 60)
+
+    with running() as process:
+        token.unlink()
+        process.send_signal(signal.SIGHUP)
+        assert f"token file: got {token}" in said(process, "Keeps the old settings")
+        assert "cannot read the token file" in said(process, "Trouble begins")
+        mine.write_text('extends: local\ncentral: {url: "http://127.0.0.1:9"}\n')
+        process.send_signal(signal.SIGHUP)
+        assert "HARVESTER_TOKEN_FILE" in said(process, "Keeps the old settings")
+        leave(process, signal.SIGTERM)
+
+
 def test_service_manager_is_told_of_the_whole_life(running: Running, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
         address = str(tmp_path / "notify")
