@@ -34,7 +34,7 @@ from payload_runner.protocol import (
     SpoolPaths,
 )
 from payload_runner.relaying import HINT_FILE
-from payload_runner.workplace import read_bounded, usage_bytes
+from payload_runner.workplace import read_bounded, read_plain, usage_bytes
 
 METRICS_LIMIT_BYTES = 100_000_000  # of the metrics file, before packing
 _FULL_BYTES = 1024 * 1024  # less room than this is no room
@@ -101,7 +101,7 @@ def _verdict(left: Leftovers) -> Verdict:
     if left.exit.good:
         try:
             path = left.workdir / left.spec.output_name
-            output = read_bounded(path, OUTPUT_LIMIT_BYTES, within=left.workdir)
+            output = read_plain(path, OUTPUT_LIMIT_BYTES, within=left.workdir)
             if output is None and left.spec.contract == runhpo.CONTRACT:
                 output = runhpo.output_of(left.workdir, left.workdir / HINT_FILE)
         except OSError as error:

@@ -41,7 +41,7 @@ from payload_runner.protocol import (
     from_fields,
     load_json,
 )
-from payload_runner.workplace import Workplace, read_bounded
+from payload_runner.workplace import Workplace, read_plain
 
 _ORDERS = re.compile(r"orders\.(\d+)\.log")
 
@@ -129,7 +129,7 @@ def replay(
         command = command_of(node, order, found.spec, slot, deadline=deadline)
         workdir = node.workplace.directory(order.attempt)
         exit_ = _run(command, slot, found.spec, workdir)
-        output = read_bounded(workdir / found.spec.output_name, OUTPUT_LIMIT_BYTES, within=workdir)
+        output = read_plain(workdir / found.spec.output_name, OUTPUT_LIMIT_BYTES, within=workdir)
     return judge(exit_, output, found.spec.output_name)
 
 

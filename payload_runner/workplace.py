@@ -168,6 +168,21 @@ def read_bounded(path: Path, limit_bytes: int, *, within: Optional[Path] = None)
         return file.read(limit_bytes + 1)
 
 
+def read_plain(path: Path, limit_bytes: int, *, within: Path) -> Optional[bytes]:
+    """As ``read_bounded``, but only what has no entry at all is None: the rest raises OSError."""
+    data = read_bounded(path, limit_bytes, within=within)
+    if data is None and os.path.lexists(path):
+        raise OSError(errno.EINVAL, f"it is {_kind(path)}, not a plain file")
+    return data
+
+
+def _kind(path: Path) -> str:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return f"a link to {os.readlink(path)}"
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a device or socket"
+
+
 def _refuse_outside(fd: int, directory: Path) -> None:
     # Asked of the open file: a link could be turned between a look at its name and the opening.
     found = os.readlink(f"/proc/self/fd/{fd}")

@@ -157,7 +157,7 @@ def _read(
         max_evaluation_jobs=options["maxEvaluationJobs"] or 2 * options["maxPoints"],
         points_per_iteration=_iteration(config, options),
         min_unevaluated_points=options["minUnevaluatedPoints"],
-        checkpoint=_checkpoint(problems, config, options),
+        checkpoint=_checkpoint(problems, config, options, _contract_names(names), files),
         container=_container(problems, options),
         config=config,
         document=document,
@@ -268,7 +268,11 @@ def _check_command(
 
 
 def _checkpoint(
-    problems: Problems, config: Mapping[str, Any], options: Mapping[str, Any]
+    problems: Problems,
+    config: Mapping[str, Any],
+    options: Mapping[str, Any],
+    names: Mapping[str, str],
+    files: tuple[InputFile, ...],
 ) -> CheckpointRule | None:
     paths, load_as = options["checkPointToSave"], options["checkPointToLoad"]
     if not paths:
@@ -281,11 +285,37 @@ def _checkpoint(
         if not is_inside(path):
             expected = "leaves the working directory; expected a relative path without '..'"
             problems.add("checkPointToSave", given, expected)
+        _refuse_own_files(problems, "checkPointToSave", path, names, files)
     if load_as is not None and not is_inside(load_as):
         expected = "leaves the working directory; expected a plain file name"
         problems.add("checkPointToLoad", load_as, expected)
+    elif load_as is not None:
+        _refuse_own_files(problems, "checkPointToLoad", load_as, names, files)
     interval_s = float(options["checkPointInterval"]) * 60
     return CheckpointRule(paths=clean, load_as=load_as, interval_s=interval_s)
+
+
+def _contract_names(names: Mapping[str, Any]) -> dict[str, str]:
+    """What every attempt is given or judged by, by file name."""
+    found = {names[attribute]: key for key, attribute in NAMED_FILES.items() if names[attribute]}
+    return {METRICS_LINES_NAME: "file of the metrics lines", **found}
+
+
+def _refuse_own_files(
+    problems: Problems, key: str, path: str, names: Mapping[str, str], files: tuple[InputFile, ...]
+) -> None:
+    """An old result restored in front of the next attempt would count as that attempt's own.
+
+    Files that travel are refused by their very name only: below a directory of checkpoints they
+    do no harm, and a training that was tried there leaves some.
+    """
+    found = [
+        f"{name} is the {what}" for name, what in names.items() if f"{name}/".startswith(f"{path}/")
+    ]
+    found += [f"{path} is a travelling file" for file in files if file.name == path]
+    for what in found:
+        expected = f"{what} of every attempt; expected files that hold the training's state alone"
+        problems.add(key, path, expected)
 
 
 def _container(problems: Problems, options: Mapping[str, Any]) -> Container | None:
