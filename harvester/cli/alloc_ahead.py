@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ def _standing(site: Site, status: Mapping[str, Any]) -> Standing:
         submissions=status.get("budgets", {}).get("submissions_last_hour", 0),
         walltime_step_s=make_batch(site).capabilities.walltime_step_s,
         stopping=make_files(site).exists(site.spool / "STOP"),
+        now=time.time(),
     )
 
 

@@ -57,6 +57,7 @@ class Standing:
     submissions: int = 0  # within the last hour
     walltime_step_s: float = 1.0
     stopping: bool = False
+    now: float = 0.0  # wall clock, for maintenance windows
 
 
 def preview(site: Site, work: Sequence[Work], standing: Standing) -> Plan:
@@ -70,5 +71,6 @@ def preview(site: Site, work: Sequence[Work], standing: Standing) -> Plan:
             submissions_left=max(0, site.budgets.submissions_per_hour - standing.submissions),
             walltime_step_s=standing.walltime_step_s,
             stopping=standing.stopping,
+            now=standing.now,
         )
     )

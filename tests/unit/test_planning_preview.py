@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from harvester.model import TaskId
 from harvester.planning.preview import POINTS_MAX, Standing, Work, preview
-from harvester.site import Budgets
+from harvester.site import Budgets, Reservation
 from payload_runner.protocol import Shape
 from tests.planning_cases import allocation, queued, site
 
@@ -33,6 +33,17 @@ def test_spent_budgets_and_a_stop_file_submit_nothing_and_say_why() -> None:
     assert "hourly budget" in " ".join(spent.blocked.values())
     stopped = preview(site(), [WORK], Standing(stopping=True))
     assert "STOP" in " ".join(stopped.blocked.values())
+
+
+def test_maintenance_shortens_or_puts_off_what_would_be_submitted() -> None:
+    now = 1_800_000_000.0
+    window = Reservation(start=now + 3000.0, end=now + 9000.0)
+    closed = replace(site(), reservations=(window,))
+    (soon,) = preview(closed, [replace(WORK, points=4, expected_s=600.0)], Standing(now=now)).submit
+    assert soon.walltime_s <= 3000.0
+    within = preview(closed, [WORK], Standing(now=now + 4000.0))
+    assert within.submit == ()
+    assert "no allocation of use" in " ".join(within.blocked.values())
 
 
 def test_a_huge_backlog_is_cut_to_what_one_planning_looks_at() -> None:
