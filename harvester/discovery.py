@@ -6,6 +6,7 @@ is left for a person, with a remark. Nothing is submitted, and each command runs
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -56,6 +57,7 @@ class ScratchFound:
     path: Path
     free_bytes: int
     free_files: int
+    quota: bool = False  # whether that is within this user's quota, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,8 @@ def look_around(
 ) -> Machine:
     """What this machine tells of its site; ``batch_system`` overrules what commands suggest."""
     system = batch_system or _batch_system(which)
-    machine = Machine(batch_system=system, scratch=_scratch(environ))
+    scratch = _within_quota(_scratch(environ), environ, which, execute)
+    machine = Machine(batch_system=system, scratch=scratch)
     commands = _COMMANDS.get(system, ())
     for command, read in commands:
         try:
@@ -124,6 +127,44 @@ def _scratch(environ: Mapping[str, str]) -> ScratchFound | None:
         except OSError:
             continue  # a file system that is away is no scratch today
     return None
+
+
+def _within_quota(
+    scratch: ScratchFound | None, environ: Mapping[str, str], which: Which, execute: Executor
+) -> ScratchFound | None:
+    """What Lustre still lets this user write; the scratch as it is where that is not told."""
+    if scratch is None or not which("lfs"):
+        return scratch
+    command = ("lfs", "quota", "-q", "-u", str(os.getuid()), str(scratch.path))
+    try:
+        done = execute(command, timeout_s=TIMEOUT_S, environment={**environ, "LC_ALL": "C"})
+    except BatchUnavailable:
+        return scratch
+    left = read_lustre_quota(done.stdout) if done.returncode == 0 else None
+    if left is None:
+        return scratch
+    kilobytes, files = left
+    return replace(
+        scratch,
+        free_bytes=int(min(scratch.free_bytes, kilobytes * 1024)),
+        free_files=int(min(scratch.free_files, files)),
+        quota=True,
+    )
+
+
+def read_lustre_quota(text: str) -> tuple[float, float] | None:
+    """KiB and files that ``lfs quota -q`` leaves, infinite without a limit; None: unreadable.
+
+    After the path come used, soft limit, hard limit and grace, of space and then of files.
+    """
+    words = [word.strip("*[]") for word in text.split() if not word.startswith("/")][:8]
+    if len(words) < 8 or not all(words[at].isdigit() for at in (0, 1, 2, 4, 5, 6)):
+        return None
+    return _left(*map(int, words[:3])), _left(*map(int, words[4:7]))
+
+
+def _left(used: int, soft: int, hard: int) -> float:
+    return max(0.0, min((limit for limit in (soft, hard) if limit), default=math.inf) - used)
 
 
 # --- Slurm ---

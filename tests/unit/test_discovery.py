@@ -18,6 +18,7 @@ from harvester.discovery import (
     QueueFound,
     look_around,
     read_limit,
+    read_lustre_quota,
     read_pbsnodes,
     read_qstat_queues,
     read_sinfo,
@@ -162,6 +163,32 @@ def test_first_scratch_variable_that_can_be_written_counts(tmp_path: Path) -> No
     assert found is not None
     assert (found.variable, found.path) == ("WORK", tmp_path)
     assert found.free_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("  /lustre 100 1000 2000 - 5 10 20 -\n", (900.0, 5.0)),
+        ("/a/long/path\n   2500* 1000 2000 6d23h [5] 0 20 -\n", (0.0, 15.0)),
+        ("  /lustre 100 0 0 - 5 0 0 -\n", (float("inf"), float("inf"))),
+        ("  /lustre 100 0 0\n", None),
+        ("  /lustre 1.5T 0k 2T - 5 0 0 -\n", None),
+        ("", None),
+    ],
+)
+def test_quota_is_read_as_lustre_prints_it(text: str, left: tuple[float, float] | None) -> None:
+    assert read_lustre_quota(text) == left
+
+
+def test_room_on_scratch_ends_where_the_quota_does(tmp_path: Path) -> None:
+    told = answering({"lfs": f"{tmp_path} 100 0 164 - 5 0 20 -\n"})
+    found = look_around({"SCRATCH": str(tmp_path)}, which=having("lfs"), execute=told).scratch
+    assert found is not None
+    assert (found.free_bytes, found.free_files, found.quota) == (64 * 1024, 15, True)
+    silent = answering({"lfs": ""}, returncode=1)
+    unknown = look_around({"SCRATCH": str(tmp_path)}, which=having("lfs"), execute=silent).scratch
+    assert unknown is not None
+    assert not unknown.quota
 
 
 # --- the command ---
