@@ -199,10 +199,21 @@ def discover(
 
 
 def _check_url(url: str, where: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_url(url):
         expected = "expected a URL such as http://127.0.0.1:8080"
-        raise ConfigurationError(Problem("central service", where, url[:200], expected))
+        raise ConfigurationError(Problem("central service", where, repr(url[:200]), expected))
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        host.encode("idna")  # refuses empty and endless parts of a name
+        with_port = parts.port is None or parts.port > 0  # reading it checks it
+    except ValueError:
+        return False
+    sound = url.isprintable() and " " not in url
+    return sound and with_port and bool(host) and parts.scheme in ("http", "https")
 
 
 def _read_discovery(directory: Path) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +21,14 @@ import alembic.command
 import alembic.config
 import alembic.util
 from sqlalchemy import URL, Connection, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from harvester.errors import ConfigurationError, Problem, StorageUnavailable
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _WRITER_LOCK = 0x6861727665737472  # names our advisory lock in PostgreSQL
+_SQLITE_HEAD = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "afs", "panfs", "wekafs"}
 )
@@ -53,14 +56,14 @@ def parse_database_url(value: str | None, default: Path) -> URL:
 def _make_url(value: str) -> URL:
     try:
         return make_url(value)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter of a port that is no number
         # The value may hold a password: only its scheme is repeated.
         expected = "is not a database URL; expected sqlite:///PATH or postgresql://HOST/NAME"
         raise _bad_url(value.split("://")[0], expected) from None
 
 
 def _checked_sqlite(url: URL) -> URL:
-    if not url.database or url.database == ":memory:":
+    if not url.database or url.database == ":memory:" or "\0" in url.database:
         raise _bad_url("sqlite", "expected a file, as in sqlite:////var/lib/harvester/central.db")
     path = Path(url.database).absolute()
     kind = _file_system(path)
@@ -132,8 +135,19 @@ class Database:
         """Bring the tables to this release's form.
 
         Raises:
-            ConfigurationError: the database belongs to a newer release.
+            ConfigurationError: the database belongs to a newer release, or is damaged.
         """
+        try:
+            self._upgrade()
+        except DatabaseError as error:
+            if not _is_damaged(error.orig):
+                raise
+            raise _bad_url(
+                self.display,
+                f"is damaged ({error.orig}); bring it back from a backup, or name another file",
+            ) from error
+
+    def _upgrade(self) -> None:
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self.write() as connection:
@@ -172,9 +186,24 @@ def _create_private(path: Path) -> None:
     except OSError as error:
         raise _bad_url(str(path), f"cannot be opened: {error.strerror}") from error
     try:
+        _check_is_ours(fd, path)
         os.fchmod(fd, 0o600)
     finally:
         os.close(fd)
+
+
+def _check_is_ours(fd: int, path: Path) -> None:
+    """Before a file of somebody's is closed to others, or a device taken for a disk."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise _bad_url(str(path), "is no regular file; name the file of a database")
+    head = os.pread(fd, len(_SQLITE_HEAD), 0)
+    if head and head != _SQLITE_HEAD:
+        raise _bad_url(str(path), "is no SQLite database; name one, or a file that is not there")
+
+
+def _is_damaged(error: BaseException | None) -> bool:
+    damage = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode in damage
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

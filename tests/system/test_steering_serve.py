@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -132,7 +134,10 @@ def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
         ("mysql://user:secret@host/db", "expected sqlite:///PATH or postgresql"),
         ("sqlite://", "expected a file"),
         ("sqlite:///:memory:", "expected a file"),
+        ("sqlite:////tmp/a\0b", "expected a file"),
         ("://", "is not a database URL"),
+        ("postgresql://u:secret@host:port/db", "is not a database URL"),
+        ("postgresql://u:secret@[::1/db", "is not a database URL"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_refused(
@@ -141,3 +146,33 @@ def test_a_database_that_cannot_be_used_is_refused(
     with pytest.raises(ConfigurationError, match=sentence) as raised:
         parse_database_url(value, tmp_path / "central.db")
     assert "secret" not in str(raised.value)
+
+
+def _damaged(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE thesis (chapter)")
+        database.commit()
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"rubbish " * 50)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: path.write_text("My thesis"), "is no SQLite database"),
+        (lambda path: path.write_text("SQLite format 3\0 and nothing else"), "is damaged"),
+        (_damaged, "is damaged"),
+        (os.mkfifo, "is no regular file"),
+    ],
+)
+def test_a_file_that_is_no_sound_database_is_refused(
+    tmp_path: Path, make: Callable[[Path], object], sentence: str
+) -> None:
+    file = tmp_path / "x.db"
+    make(file)
+    file.chmod(0o644)
+    with pytest.raises(ConfigurationError, match=sentence) as raised:
+        serve(f"sqlite:///{file}", state_home=tmp_path / "state")
+    assert str(file) in str(raised.value)
+    assert sentence == "is damaged" or file.stat().st_mode & 0o777 == 0o644

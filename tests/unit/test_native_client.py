@@ -262,10 +262,31 @@ class TestDiscover:
         with pytest.raises(ConfigurationError, match=r"central\.json"):
             discover(None, {}, tmp_path)
 
-    @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x", "http://"])
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "127.0.0.1:80",
+            "ftp://x",
+            "http://",
+            "http://[::1",
+            "http://[::1]x:1",
+            "http://h:99999",
+            "http://h:x",
+            "http://a b/",
+            "http://h\n/",
+            "http://../",
+            "http://" + "a" * 300,
+        ],
+    )
     def test_a_url_that_is_none_is_refused(self, tmp_path: Path, url: str) -> None:
         with pytest.raises(ConfigurationError, match="expected a URL"):
             discover(url, {}, tmp_path)
+
+    @pytest.mark.parametrize(
+        "url", ["http://[::1]:8080", "https://central.example.org/a", "http://h."]
+    )
+    def test_a_sound_url_is_taken(self, tmp_path: Path, url: str) -> None:
+        assert discover(url, {"HARVESTER_TOKEN_FILE": "/t"}, tmp_path) == (url, Path("/t"))
 
     def _write(self, home: Path, **more: Any) -> None:
         found = {"url": "http://127.0.0.1:5", "token_file": "/t", **more}
