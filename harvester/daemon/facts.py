@@ -122,7 +122,8 @@ def expected_s(
 ) -> float | None:
     """What is left of the learned or declared duration after ``done_s``; None: nobody knows."""
     learned = durations.get(task)
-    whole = payload.expected_s if learned is None else learned.median_s
+    declared = payload.expected_s
+    whole = declared if learned is None else learned.expected_s(declared)
     return None if whole is None else max(whole - done_s, LEAST_LEFT * whole)
 
 

@@ -14,6 +14,9 @@ from payload_runner.waiting import USEFUL_S
 # Of few runs the tail is not known yet: a payload may take half as long again as their median.
 MARGIN = 1.5
 ENOUGH_SAMPLES = 20
+# So many successes must say that payloads are shorter than declared before that is believed: the
+# first ones to succeed are the short ones.
+BELIEVED_SAMPLES = 3
 # A run that was cut off says that its point needs more: at least this, and surely this.
 MORE_THAN_CUT = 1.2
 SURELY_MORE_THAN_CUT = 2.0
@@ -29,14 +32,23 @@ class DurationEstimate:
 
     median_s: float
     high_s: float
+    samples: int
+
+    def expected_s(self, declared_s: float | None) -> float:
+        """How long a payload probably takes, given what was declared, in seconds."""
+        if declared_s is None or self.samples >= BELIEVED_SAMPLES:
+            return self.median_s
+        return max(self.median_s, declared_s)
 
 
 def estimate_duration(samples: Sequence[float]) -> DurationEstimate:
     """The estimate from the durations of runs that finished; there must be one at least."""
     median = statistics.median(samples)
     if len(samples) < ENOUGH_SAMPLES:
-        return DurationEstimate(median, max(median * MARGIN, *samples))
-    return DurationEstimate(median, statistics.quantiles(samples, n=10, method="inclusive")[-1])
+        high = max(median * MARGIN, *samples)
+    else:
+        high = statistics.quantiles(samples, n=10, method="inclusive")[-1]
+    return DurationEstimate(median, high, len(samples))
 
 
 @dataclass(frozen=True, slots=True)

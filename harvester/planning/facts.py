@@ -22,7 +22,8 @@ class WaitingAttempt:
     waiting_s: float = 0.0
     limit_s: float | None = None  # time limit of one attempt
     high_s: float | None = None  # learned: nine in ten take no longer
-    cut_s: float = 0.0  # longest run of this point that walltime cut off and that saved nothing
+    # Longest run of this point that walltime cut off and that saved nothing, or its time limit.
+    cut_s: float = 0.0
     grace_s: float = 0.0  # from the warning to the kill, when its allocation ends
     handed_back_by: tuple[Tag, ...] = ()  # allocations that would not start it: not again there
     forbidden: str | None = None  # why the site does not let it run at all, as a sentence

@@ -24,9 +24,12 @@ _DONE = (
     "(SELECT coalesce(sum(b.duration_s), 0.0) FROM attempts b"
     " WHERE b.lease = a.lease AND b.progress = 1 AND b.attempt != a.attempt)"
 )
+# The longest run of the same point, under whatever lease, that ended before the payload did: cut
+# off by walltime without anything saved, or by its own time limit.
 _CUT = (
     "(SELECT coalesce(max(b.duration_s), 0.0) FROM attempts b"
-    " WHERE b.lease = a.lease AND b.blame = 'walltime' AND b.progress = 0)"
+    " WHERE b.task = a.task AND b.point = a.point AND ((b.blame = 'walltime' AND b.progress = 0)"
+    " OR (b.state = 'timed_out' AND b.blame = 'point')))"
 )
 _COUNTED = ("leased", "ordered", "running", "ended", "delivered")
 _LIVE = "state IN ('leased', 'ordered', 'running')"
@@ -45,7 +48,7 @@ class LiveAttempt:
     payload_id: str
     priority: int
     done_s: float  # run time of its predecessors that its checkpoint has saved
-    cut_s: float  # the longest run of its lease that walltime cut off and that saved nothing
+    cut_s: float  # the longest run of its point that was cut off, see _CUT
     returned_by: tuple[Tag, ...]  # allocations that would not start it
 
 

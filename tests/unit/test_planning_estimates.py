@@ -11,7 +11,7 @@ from tests.planning_cases import NODE, attempt
 
 
 def test_a_few_runs_are_given_a_margin() -> None:
-    assert estimate_duration([10.0, 12.0, 11.0]) == DurationEstimate(11.0, 16.5)
+    assert estimate_duration([10.0, 12.0, 11.0]) == DurationEstimate(11.0, 16.5, 3)
 
 
 def test_the_longest_of_a_few_runs_is_believed() -> None:
@@ -20,7 +20,23 @@ def test_the_longest_of_a_few_runs_is_believed() -> None:
 
 def test_many_runs_tell_their_own_spread() -> None:
     found = estimate_duration([float(n) for n in range(1, 102)])
-    assert found == DurationEstimate(51.0, 91.0)
+    assert found == DurationEstimate(51.0, 91.0, 101)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected_s"),
+    [([1.0], 600.0), ([1.0, 1.0], 600.0), ([1.0, 1.0, 1.0], 1.0), ([900.0], 900.0)],
+)
+def test_one_short_success_does_not_outweigh_what_was_declared(
+    samples: list[float], expected_s: float
+) -> None:
+    assert estimate_duration(samples).expected_s(600.0) == expected_s
+
+
+def test_a_point_that_reached_its_limit_is_planned_with_all_of_it() -> None:
+    estimator = Estimator(1800.0)
+    hung = attempt("a", expected_s=0.1, high_s=0.2, cut_s=24.0, limit_s=24.0)
+    assert (estimator.expected_s(hung), estimator.least_s(hung)) == (24.0, 24.0)
 
 
 @pytest.mark.parametrize(

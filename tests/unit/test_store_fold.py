@@ -233,6 +233,32 @@ def test_another_lease_of_a_point_starts_from_what_the_newest_attempt_left(bench
     assert attempts.saved_before(TaskId("1"), PointId("8")) is None
 
 
+@pytest.mark.parametrize(
+    ("state", "blame", "progress", "cut_s"),
+    [
+        ("timed_out", "point", False, 24.0),  # its own time limit
+        ("timed_out", "point", True, 24.0),
+        ("timed_out", "walltime", False, 24.0),
+        ("timed_out", "walltime", True, 0.0),
+        ("failed", "point", False, 0.0),
+    ],
+)
+def test_another_lease_of_a_point_knows_how_long_the_point_ran_before(
+    bench: Bench, state: str, blame: str, progress: bool, cut_s: float
+) -> None:
+    bench.running()
+    ended = {"attempt": ATTEMPT, "state": state, "blame": blame, "duration_s": 24.0}
+    bench.event("attempt_ended", progress=progress, **ended)
+    bench.ledger("judged", attempt=ATTEMPT, final=True, summary={})
+    again = {"lease": "1.7.2", "task": "1", "point": "7", "parameters": {}, "payload_id": "p"}
+    bench.ledger("leased", attempts_before=1, **again)
+    bench.ledger("leased", **{**again, "lease": "1.8.1", "point": "8"})
+
+    found = {live.attempt: live.cut_s for live in bench.store.attempts.live()}
+
+    assert found == {"1.7.2.1": cut_s, "1.8.1.1": 0.0}
+
+
 def test_a_handed_back_attempt_waits_again_but_not_for_the_same_allocation(bench: Bench) -> None:
     bench.running()
     bench.ledger("leased", lease="1.8.1", task="1", point="8", parameters={}, payload_id="p")
