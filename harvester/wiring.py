@@ -160,6 +160,13 @@ def make_task_client(
     return TaskClient(url, token_file)
 
 
+def require_account(site: Site) -> None:
+    """Refuse to submit at a centre that wants an account when none is named (a shipped file)."""
+    if site.account_required and not site.account:
+        expected = "expected your project's account in a site file that extends this one"
+        raise ConfigurationError(Problem(f"site {site.name}", "account", "", expected))
+
+
 def make_daemon(
     site: Site, overrides: CentralOverrides | None = None, *, has_run: bool = False
 ) -> Daemon:
@@ -169,9 +176,7 @@ def make_daemon(
         ConfigurationError: the centre wants an account and the site file names none, or as
             ``make_central``.
     """
-    if site.account_required and not site.account:
-        expected = "expected your project's account in a site file that extends this one"
-        raise ConfigurationError(Problem(f"site {site.name}", "account", "", expected))
+    require_account(site)
     from harvester.clock import SystemClock
     from harvester.daemon import Daemon
     from harvester.effects import ThreadEffects

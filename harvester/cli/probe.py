@@ -122,8 +122,9 @@ def _run(chosen: Probe, wait_s: float, *, as_json: bool) -> int:
     from harvester.probe.findings import are_good, judge, snippet
     from harvester.probe.job import Ports, run_probe
     from harvester.views.probe import findings_table
-    from harvester.wiring import make_batch, make_discard, make_files
+    from harvester.wiring import make_batch, make_discard, make_files, require_account
 
+    require_account(chosen.site)
     clock, files = SystemClock(), make_files(chosen.site)
     _check_budget(chosen.site, files, clock.now())
     ports = Ports(

@@ -77,6 +77,15 @@ def test_dry_run_shows_the_job_and_writes_nothing(
     assert not (tmp_path / ".local/state/harvester/sites/small/spool").exists()
 
 
+def test_shipped_site_without_an_account_is_not_probed(
+    environ: Mapping[str, str], tmp_path: Path
+) -> None:
+    done = probe({**environ, "SCRATCH": str(tmp_path / "scratch")}, "frontier")
+    assert done.returncode == 78
+    assert "site frontier: account: expected your project's account" in done.stderr
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_probe_is_no_larger_than_allocations_may_be(
     environ: Mapping[str, str], tmp_path: Path
 ) -> None:
