@@ -34,6 +34,7 @@ class Submit:
         self._desk = desk
         self._watch = watch
         self._refused = Backoff(desk.rng, base_s=60.0, ceiling_s=3600.0)
+        self._uncancelled: dict[Tag, Backoff] = {}  # one that cannot be must not stop all else
 
     def may_plan(self) -> bool:
         """Whether submissions make sense: no outage, no refusal, no series of dead allocations."""
@@ -184,7 +185,11 @@ class Submit:
 
     def _send_cancel(self, tag: Tag, job_id: JobId) -> bool:
         desk = self._desk
-        if tag in desk.cancelling or self._watch.breaker.due_in(desk.clock.monotonic()) > 0:
+        now = desk.clock.monotonic()
+        again = self._uncancelled.get(tag)
+        if tag in desk.cancelling or self._watch.breaker.due_in(now) > 0:
+            return False
+        if again is not None and again.due_in(now) > 0:
             return False
         desk.cancelling.add(tag)
 
@@ -198,8 +203,11 @@ class Submit:
     def _take_cancel(self, tag: Tag, finished: Finished) -> None:
         self._desk.cancelling.discard(tag)
         if finished.error is None:
+            self._uncancelled.pop(tag, None)
             self._desk.journal.record("cancelled", {"tags": [tag]})
         elif not isinstance(finished.error, Fenced):
+            fresh = Backoff(self._desk.rng, base_s=120.0, ceiling_s=3600.0)
+            self._uncancelled.setdefault(tag, fresh).failed(self._desk.clock.monotonic())
             self._watch.submission_failed(finished.error)
 
     def _is_taken(self, tag: Tag) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from harvester.daemon import Daemon
 from harvester.effects import InlineEffects
+from harvester.errors import BatchUnavailable
 from harvester.ids import tag_prefix
-from harvester.model import Tag
+from harvester.model import AllocationState, JobId, Tag
 from harvester.planning.facts import Plan, PlanInput
 from harvester.planning.planner import plan
+from harvester.simulation.crashes import CrashingBatch, CrashPoint
 from harvester.simulation.world import World
 from harvester.site import Budgets
 from harvester.spool.by_hand import record_submission
@@ -115,6 +118,45 @@ def test_job_that_is_listed_again_after_it_was_held_for_ended_takes_its_place(
     world.run(daemon, lambda: world.clock.monotonic() >= end, limit_s=3 * HOUR_S)
 
     assert len(world.cluster.jobs) == 1
+
+
+class _Undying(CrashingBatch):
+    """A batch system that cancels nothing, and says each time that something went wrong."""
+
+    cancellations = 0
+
+    def cancel(self, jobs: Sequence[JobId]) -> None:
+        self.cancellations += 1
+        raise BatchUnavailable("qdel failed: its node does not answer")
+
+
+def test_job_that_cannot_be_cancelled_is_asked_for_ever_more_seldom_and_stops_nothing(
+    tmp_path: Path,
+) -> None:
+    world = small_world(tmp_path, wait_s=lambda job: 100 * HOUR_S)
+    batch = _Undying(world.cluster, CrashPoint())
+
+    def cancel_the_first(facts: PlanInput) -> Plan:
+        first = [found.tag for found in facts.allocations if found.state is AllocationState.QUEUED]
+        wanted = () if batch.cancellations else tuple((tag, "unwanted") for tag in first[:1])
+        return replace(plan(facts), cancel=wanted)
+
+    daemon = Daemon(
+        world.scenario.site,
+        batch=batch,
+        central=world.central,
+        files=world.login,
+        clock=world.clock,
+        effects=InlineEffects(),
+        plan=cancel_the_first,
+        seed=1,
+    )
+    end = world.clock.monotonic() + 6 * HOUR_S
+
+    world.run(daemon, lambda: world.clock.monotonic() >= end, limit_s=8 * HOUR_S)
+
+    assert 3 <= batch.cancellations <= 14
+    assert len(world.cluster.jobs) >= 2, "another one was submitted for the work"
 
 
 def _live_allocations(world: World) -> list[str]:
