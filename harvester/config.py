@@ -25,6 +25,7 @@ from typing import Any
 from harvester import paths
 from harvester.config_policy import SYSTEM_POLICY, PolicyFile, Ruling
 from harvester.errors import ConfigurationError, HarvesterError, Problem
+from harvester.reading import read_regular
 from harvester.site import Site
 
 COMPILE_LIMIT_S = 60.0  # a cold import from a shared file system takes long
@@ -121,7 +122,7 @@ def list_sites(environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, Path
 def _is_site_file(path: Path) -> bool:
     # The working directory may hold YAML of any kind.
     try:
-        return _LOOKS_LIKE_A_SITE.search(path.read_bytes()) is not None
+        return _LOOKS_LIKE_A_SITE.search(read_regular(path)) is not None
     except OSError:
         return False
 
@@ -195,7 +196,7 @@ def _is_fresh(document: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
 
 def _digest(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular(path)).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harvester.errors import ConfigurationError, Problem
+from harvester.reading import read_regular
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Sources:
     def read(self, path: Path) -> bytes | None:
         """A file's bytes, or None when there is no such file; either is noted."""
         try:
-            text = path.read_bytes()
+            text = read_regular(path)
         except (FileNotFoundError, NotADirectoryError):
             self.inputs[str(path)] = None
             return None

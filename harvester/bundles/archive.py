@@ -122,6 +122,8 @@ class Bundle:
             BadBundle: naming the file and what is wrong.
         """
         self.path = path
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise self._bad("", "", "expected a bundle, which is a regular file")
         try:
             self._archive = zipfile.ZipFile(path)
         except _DAMAGED as error:

@@ -224,7 +224,7 @@ def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
             Problem("command line", missing, "", "is missing; a certificate needs its key")
         )
     for option, path in (("--tls-cert", certificate), ("--tls-key", key)):
-        if not os.access(path, os.R_OK):
+        if not path.is_file() or not os.access(path, os.R_OK):
             raise ConfigurationError(
                 Problem("command line", option, str(path), "expected a readable PEM file")
             )

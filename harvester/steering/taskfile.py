@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import InputError, Problem
+from harvester.reading import read_regular
 from harvester.steering.advice import check_against_site, warnings
 from harvester.steering.definition import NAMED_FILES, OWN_KEYS, Labels, TaskDefinition
 from harvester.steering.options import OPTIONS, read_options
@@ -75,8 +76,7 @@ def read_json(path: Path) -> Any:
             in it has a key twice, or a number in it is NaN or beyond a double (with its key).
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_FILE_MAX_BYTES + 1)
+        data = read_regular(path, _FILE_MAX_BYTES + 1)
     except OSError as error:
         raise InputError(Problem(str(path), "", "", f"cannot be read: {error.strerror}")) from error
     if len(data) > _FILE_MAX_BYTES:

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "harvester.paths": (),
     "harvester.notify": (),
     "harvester.processes": (),
+    "harvester.reading": (),
     "harvester.model": ("payload_runner.protocol",),
     "harvester.site": ("payload_runner.protocol",),
     "harvester.lifecycle": ("harvester.errors", "harvester.model"),
