@@ -50,7 +50,7 @@ _SAID_NO = re.compile(
 # Of these it is unknown whether qmaster has the job, or they pass.
 _OUT_OF_REACH = re.compile(
     r"commlib|unable to (?:send|receive|contact)|send error|receive error|connection|timeout"
-    r"|timed out|communication|not reachable|got no response|try again|temporarily"
+    r"|timed out|communication|not reachable|got no response|reading answer|try again|temporarily"
     r"|get_configuration|sge_root|act_qmaster|resolve|out of memory|shutting down",
     re.IGNORECASE,
 )

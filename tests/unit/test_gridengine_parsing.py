@@ -344,6 +344,7 @@ def test_a_no_is_a_refusal_in_grid_engines_own_words(words: str) -> None:
         'send message to qmaster using port 6444 on host "login": got send error\nExiting.',
         "Unable to run job: failed receiving gdi request response for mid=1 (got syncron message "
         "receive timeout error).\nExiting.",
+        "Unable to run job: Error reading answer list from qmaster\nExiting.",
         'error: SGE_ROOT directory "/nonexist" doesn\'t exist',
         "Killed",
     ],
