@@ -84,7 +84,8 @@ _OUT_OF_REACH = re.compile(
     r"|communication|zero bytes were transmitted|connection reset|no route to host"
     r"|backup controller|standby mode|authentication|munge|temporarily unable"
     r"|resource temporarily unavailable|try again|message receive failure|slurmdbd"
-    r"|configuration source|invalid protocol|incompatible versions?",
+    r"|configuration source|invalid protocol|incompatible versions?|transport endpoint"
+    r"|unexpected message|header lengths|insane message|broken pipe|network is unreachable",
     re.IGNORECASE,
 )
 _NOT_SENT = re.compile(
