@@ -47,7 +47,16 @@ class Problem(NamedTuple):
         where = self.file if self.line is None else f"{self.file}:{self.line}"
         key = f" {self.key}:" if self.key else ""
         value = f" got {self.value};" if self.value else ""
-        return f"{where}:{key}{value} {self.expected}"
+        return _one_line(f"{where}:{key}{value} {self.expected}")
+
+
+def _one_line(text: str) -> str:
+    """The text with what is not printable escaped: a file's name may hold line ends."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
 
 
 class InputError(HarvesterError):

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harvester.cli.options import FILE, central_options, task_client
+from harvester.cli.options import FILE, central_options, task_client, wrong_argument
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.errors import ConfigurationError, InputError, Problem
 from harvester.site import Site
 from harvester.steering.options import OPTIONS, Option, Standing
+from harvester.steering.problems import shown
 from harvester.steering.taskfile import TaskDefinition, load_task
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def submit(
     """
     sites = _sites(site, must_exist=dry_run)
     definition = _definition(load_json, options, sites)
-    remarks = _remarks(definition, sites)
+    remarks = [*_outvoted(definition, load_json, options, sites), *_linked(load_json)]
+    remarks += _remarks(definition, sites)
     forecasts = _forecasts(definition, sites)
     for found in forecasts:
         note(found.sentence)
@@ -85,7 +87,7 @@ def submit(
         _show(definition, remarks, forecasts, as_json)
         _write_outcome(outcome, None)
         return
-    directory = Path.cwd() if load_json is None else load_json.parent
+    directory = _directory(load_json)
     reply = task_client(central, token_file).submit(
         definition.to_document(), _travelling(definition, directory)
     )
@@ -97,6 +99,37 @@ def submit(
         print_json({"task": reply.task, "name": definition.name, "warnings": remarks, **costs})
     else:
         print_text(f"Submitted {definition.name!r} as task {reply.task}.")
+
+
+def _directory(load_json: Path | None) -> Path:
+    return Path.cwd() if load_json is None else load_json.parent
+
+
+def _linked(load_json: Path | None) -> list[str]:
+    """Links to directories may be meant (data) or not (a package): people are told."""
+    from harvester.steering.travelling import linked_directories
+
+    return [
+        f"{name} is a link to a directory: no file below it travels"
+        for name in linked_directories(_directory(load_json))
+    ]
+
+
+def _outvoted(
+    definition: TaskDefinition,
+    load_json: Path | None,
+    options: Mapping[str, Any],
+    sites: Mapping[str, Site | None],
+) -> list[str]:
+    """What the command line said and the file, which wins, says otherwise."""
+    if load_json is None:
+        return []
+    return [
+        f"{name} is {shown(definition.config[name])} in {load_json.name} and {shown(value)} on the "
+        "command line: the file wins, as with phpo"
+        for name, value in _given(options, sites).items()
+        if definition.config[name] != value
+    ]
 
 
 def _outcome_file(definition: TaskDefinition) -> Path | None:
@@ -124,16 +157,21 @@ def _write_outcome(path: Path | None, task: str | None) -> None:
 def _definition(
     load_json: Path | None, options: Mapping[str, Any], sites: Mapping[str, Site | None]
 ) -> TaskDefinition:
-    given = {name: value for name, value in options.items() if value not in (None, False)}
-    if sites:
-        given["site"] = ",".join(sites)
-    return load_task(load_json, given, Path.cwd() if load_json is None else None)
+    return load_task(load_json, _given(options, sites), _directory(load_json))
+
+
+def _given(options: Mapping[str, Any], sites: Mapping[str, Site | None]) -> dict[str, Any]:
+    """What the command line said, by the names of the options."""
+    given = {name: value for name, value in options.items() if value not in (None, False, "")}
+    return {**given, "site": ",".join(sites)} if sites else given
 
 
 def _sites(names: str | None, *, must_exist: bool) -> dict[str, Site | None]:
     """The named sites; None for one whose file is not here (it may be on its own login node)."""
     from harvester.config import load_site
 
+    if names is not None and not names.replace(",", "").strip():
+        raise wrong_argument("--site", names, "expected names of sites, separated by commas")
     found: dict[str, Site | None] = {}
     for name in (names or "").split(","):
         if not name.strip():

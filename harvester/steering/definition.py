@@ -97,20 +97,28 @@ class TaskDefinition:
         return self.max_evaluation_jobs * len(self.spaces)
 
     @classmethod
-    def from_document(cls, document: Any, labels: Labels | None = None) -> TaskDefinition:
+    def from_document(
+        cls, document: Any, labels: Labels | None = None, *, all_files: bool = True
+    ) -> TaskDefinition:
         """The task of a document that came over the wire (or that ``load_task`` made).
+
+        Args:
+            document: the JSON object.
+            labels: what errors call its parts.
+            all_files: whether it lists every file that should travel; where some could not be
+                taken, which has been told, none is missed.
 
         Raises:
             InputError: everything that is wrong with it.
         """
-        return _from_document(document, labels or Labels())
+        return _from_document(document, labels or Labels(), all_files)
 
     def to_document(self) -> dict[str, Any]:
         """The task document; ``from_document`` of it is equal to this definition."""
         return copy.deepcopy(dict(self.document))
 
 
-def _from_document(document: Any, labels: Labels) -> TaskDefinition:
+def _from_document(document: Any, labels: Labels, all_files: bool) -> TaskDefinition:
     problems = Problems(labels.config)
     if not isinstance(document, Mapping) or not is_clean_json(document, depth=32):
         problems.tell("", "expected a JSON object with finite numbers, not nested too deeply")
@@ -121,15 +129,20 @@ def _from_document(document: Any, labels: Labels) -> TaskDefinition:
         problems.add("config", config, "expected an object of options")
         config = {}
     _check_keys(problems, config)
-    definition = _read(problems, labels, document, config)
+    definition = _read(problems, labels, document, config, all_files)
     problems.check()
-    _check_size(problems, definition)
+    if all_files:
+        _check_size(problems, definition)
     problems.check()
     return definition
 
 
 def _read(
-    problems: Problems, labels: Labels, document: Mapping[str, Any], config: Mapping[str, Any]
+    problems: Problems,
+    labels: Labels,
+    document: Mapping[str, Any],
+    config: Mapping[str, Any],
+    all_files: bool,
 ) -> TaskDefinition:
     options = read_options(problems, config)
     segment_problems, space_problems = Problems(labels.segments), Problems(labels.space)
@@ -137,10 +150,16 @@ def _read(
     spaces: tuple[SearchSpace, ...] = ()
     if not segment_problems.found:
         spaces = read_spaces(space_problems, document.get("search_space"), segments)
-    files = read_files(problems, document.get("files", []))
+    file_problems = Problems(labels.config)
+    files = read_files(file_problems, document.get("files", []))
+    problems.extend(file_problems.found)
+    all_files = all_files and not file_problems.found
     names = _file_names(problems, options)
     command = options["evaluationExec"] or ""
-    _check_command(problems, command, files, names, options, segments)
+    if _check_command(problems, command, document.get("segments") is not None) and all_files:
+        in_container = bool(options["evaluationContainer"])
+        check_script(problems, command, files, in_container=in_container)
+    _refuse_written(problems, files, names)
     _check_seed(problems, document.get("seed"))
     definition = TaskDefinition(
         name=_name(problems, document.get("name")),
@@ -247,21 +266,18 @@ def _file_names(problems: Problems, options: Mapping[str, Any]) -> dict[str, Any
     return names
 
 
-def _check_command(
-    problems: Problems,
-    command: str,
-    files: tuple[InputFile, ...],
-    names: Mapping[str, Any],
-    options: Mapping[str, Any],
-    segments: tuple[Segment, ...],
-) -> None:
+def _check_command(problems: Problems, command: str, has_segments: bool) -> bool:
     fault = syntax_fault(command)
     if fault is not None:
         problems.add("evaluationExec", command, f"is no command that a shell can parse: {fault}")
-        return
-    check_script(problems, command, files, in_container=bool(options["evaluationContainer"]))
-    if "%SEGMENT_NAME" in command and not segments:
+    elif "%SEGMENT_NAME" in command and not has_segments:
         problems.add("evaluationExec", command, "%SEGMENT_NAME needs a segmentSpecFile")
+    return fault is None
+
+
+def _refuse_written(
+    problems: Problems, files: tuple[InputFile, ...], names: Mapping[str, Any]
+) -> None:
     for file in files:
         if file.name in {METRICS_LINES_NAME, *names.values()}:
             problems.tell("files", f"{file.name} is written by the payload and cannot travel")

@@ -63,7 +63,8 @@ def load_task(
         given = read_json(config_path)
         if not isinstance(given, Mapping):
             raise InputError(Problem(label, "", "", "expected a JSON object of options"))
-        config.update(given)
+        # phpo writes null or an empty text for what nobody gave: that is no value which could win.
+        config.update({k: v for k, v in given.items() if v not in (None, "") or k not in config})
     directory = directory or (config_path.parent if config_path is not None else Path())
     return _load(config, label, directory)
 
@@ -100,6 +101,9 @@ def _load(config: Mapping[str, Any], label: str, directory: Path) -> TaskDefinit
     problems.unknown_keys("", config, (*OPTIONS, *OWN_KEYS))
     space, space_label = _space_of(problems, config, directory, label)
     segments = _json_beside(problems, config, "segmentSpecFile", directory)
+    told = len(problems.found)
+    files = collect_files(problems, directory, _own_names(config))
+    all_files = len(problems.found) == told
     document = {
         "name": _default_name(config, directory),
         "config": {key: value for key, value in config.items() if key in OPTIONS},
@@ -108,7 +112,7 @@ def _load(config: Mapping[str, Any], label: str, directory: Path) -> TaskDefinit
         "payload": config.get("payload"),
         "sampler": config.get("sampler"),
         "seed": config.get("seed"),
-        "files": to_fields(collect_files(problems, directory, _own_names(config))),
+        "files": to_fields(files),
         "site": _sites(config) or None,
     }
     segments_label = str(config.get("segmentSpecFile", label))
@@ -118,7 +122,7 @@ def _load(config: Mapping[str, Any], label: str, directory: Path) -> TaskDefinit
         _read_config_alone(problems, document["config"], config)
         problems.check()
     try:
-        definition = TaskDefinition.from_document(document, labels)
+        definition = TaskDefinition.from_document(document, labels, all_files=all_files)
     except InputError as error:
         problems.extend(error.problems)
     problems.check()

@@ -48,6 +48,16 @@ def collect_files(
     return tuple(sorted(found, key=lambda item: item.name))
 
 
+def linked_directories(directory: Path) -> list[str]:
+    """Links to directories, by name: nothing below them travels. Hidden ones never would."""
+    found: list[str] = []
+    for root, directories, _ in os.walk(directory):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        paths = (Path(root, name) for name in directories)
+        found += [path.relative_to(directory).as_posix() for path in paths if path.is_symlink()]
+    return sorted(found)
+
+
 def read_files(problems: Problems, given: Any) -> tuple[InputFile, ...]:
     """The ``files`` of a task document, checked as strictly as those found on disk."""
     if not isinstance(given, list) or len(given) > FILES_MAX:

@@ -266,6 +266,32 @@ def test_file_wins_over_the_command_line_as_with_phpo(cli: Cli) -> None:
     path = search(Path("s"), maxPoints=7)
     found = cli("task", "submit", "--loadJson", path, "--dry-run", "--maxPoints", "9", "--json")
     assert found.json["task"]["config"]["maxPoints"] == 7
+    told = "maxPoints is 7 in config.json and 9 on the command line: the file wins, as with phpo"
+    assert told in found.json["warnings"]
+    assert f"warning: {told}" in found.err
+
+
+def test_command_line_counts_where_the_file_says_nothing_or_the_same(cli: Cli) -> None:
+    path = search(Path("s"), maxPoints=7, outDS="")
+    words = ["--maxPoints", "7", "--outDS", "mine", "--site", "local"]
+    found = cli("task", "submit", "--loadJson", path, "--dry-run", *words, "--json")
+    assert found.json["task"]["name"] == "mine"
+    assert "the file wins" not in found.err
+
+
+def test_linked_directory_is_said_to_stay_at_home(cli: Cli) -> None:
+    path = search(Path("s"))
+    Path("s/lib").symlink_to("/usr")
+    found = cli("task", "submit", "--loadJson", path, "--dry-run")
+    assert found.code == 0
+    assert "warning: lib is a link to a directory: no file below it travels" in found.err
+
+
+@pytest.mark.parametrize("names", ["", " , "])
+def test_no_name_of_a_site_is_no_unchecked_site(cli: Cli, names: str) -> None:
+    found = cli("task", "submit", "--loadJson", search(Path("s")), "--dry-run", "--site", names)
+    assert (found.code, found.out) == (64, "")
+    assert f"--site: got {names!r}; expected names of sites" in found.err
 
 
 def test_search_can_be_given_by_options_alone(cli: Cli) -> None:

@@ -167,12 +167,6 @@ def test_a_fifo_among_the_files_is_refused_not_waited_for(tmp_path: Path) -> Non
     assert problems_of(path) == {"pipe.json": "config.json: pipe.json: is not a plain file"}
 
 
-def test_more_than_ten_megabytes_do_not_travel(tmp_path: Path) -> None:
-    path = write_search(tmp_path)
-    (tmp_path / "large.json").write_bytes(b" " * 10_000_001)
-    assert "more than 10 MB" in problems_of(path)["large.json"]
-
-
 @pytest.mark.parametrize(
     ("changes", "key", "words"),
     [
