@@ -18,7 +18,7 @@ from harvester.daemon.plan_step import snapshot
 from harvester.daemon.problems import Problems
 from harvester.daemon.watch_link import Way
 from harvester.effects import Effects
-from harvester.errors import StorageUnavailable
+from harvester.errors import ConfigurationError, Problem, StorageUnavailable
 from harvester.jobs import join_plan
 from harvester.lease import Lease
 from harvester.model import AllocationState
@@ -177,7 +177,15 @@ def _state_id(files: Files, path: Path, rng: random.Random) -> str:
             files.create_exclusive(path, f"{fresh}\n".encode())
         except FileExistsError:
             pass  # a run that started at the same time was first
+        except OSError:
+            files.remove(path)  # half written it would stop every later run
+            raise
     try:
-        return str(json.loads(files.read(path, 0, _READ_LIMIT))["state_id"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageUnavailable(f"{path} is damaged; remove it: {error!r}") from None
+        found = json.loads(files.read(path, 0, _READ_LIMIT))
+    except ValueError:  # not UTF-8, not JSON
+        found = None
+    state_id = found.get("state_id") if isinstance(found, dict) else None
+    if not isinstance(state_id, str) or not state_id:
+        cure = "is damaged; remove it: the next run makes a new one and goes on in a new epoch"
+        raise ConfigurationError(Problem(str(path), "state_id", "", cure))
+    return state_id

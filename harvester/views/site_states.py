@@ -35,6 +35,7 @@ class Health(Enum):
     STOPPED = "stopped"  #: it left in order
     UNKNOWN = "unknown"  #: it runs on another host and its word is old
     NEVER = "never"  #: it has published nothing yet
+    DAMAGED = "damaged"  #: what it has published is no status
 
     @property
     def needs_attention(self) -> bool:
@@ -55,6 +56,7 @@ class SiteState(NamedTuple):
     health: Health
     age_s: float | None = None
     stopping: bool = False  # a STOP file lies in the spool
+    damaged: Path | None = None  # what should be its status and is none
     site_file: str = ""  # what `load_site` takes to find this site again
 
     @property
@@ -93,20 +95,22 @@ def read_state(name: str, state_dir: Path) -> SiteState:
     pointer = _json(state_dir / POINTER) or _json(state_dir / "daemon.json") or {}
     home = Path(pointer.get("state_dir", state_dir))
     spool = Path(pointer["spool"]) if isinstance(pointer.get("spool"), str) else None
-    beside = None if spool is None else _json(spool / "status.json")
+    beside = None if spool is None else spool / "status.json"
     # Where the spool is on another host, its daemon publishes here, and alone sees STOP there.
-    published = _json(home / "status.json") if beside is None else None
-    draining = published is not None and published.get("state") == "draining"
-    status = beside or published
-    updated = None if status is None else instant(status.get("updated"))
-    age_s = None if updated is None else max(0.0, time.time() - updated)
+    here = home / "status.json"
+    file = here if beside is None or not beside.exists() else beside
+    status = _status(file)
+    draining = file == here and status is not None and status.get("state") == "draining"
+    damaged = file if status is None and file.exists() else None
+    age_s = None if status is None else _age_s(status)
     return SiteState(
         site=name,
         state_dir=home,
         spool=spool,
         status=status,
-        health=judge(status, age_s, os.uname().nodename, is_running),
+        health=Health.DAMAGED if damaged else judge(status, age_s, os.uname().nodename, is_running),
         age_s=age_s,
+        damaged=damaged,
         stopping=draining or (spool is not None and (spool / "STOP").exists()),
         site_file=str(pointer.get("site_file", name)),
     )
@@ -148,6 +152,25 @@ def judge(
     if not isinstance(pid, int) or not lives(pid):
         return Health.DIED
     return Health.ALIVE if fresh else Health.SILENT
+
+
+def _status(path: Path) -> Json | None:
+    """A published status whose shape the views can rely on; None for anything else."""
+    found = _json(path)
+    if found is None or instant(found.get("updated")) is None:
+        return None
+    tables = (found.get(name, []) for name in ("problems", "allocations", "tasks", "points"))
+    sound = all(isinstance(rows, list) and _all_objects(rows) for rows in tables)
+    parts = [found.get(name, {}) for name in ("delivery", "budgets")]
+    return found if sound and _all_objects(parts) else None
+
+
+def _all_objects(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _age_s(status: Json) -> float:
+    return max(0.0, time.time() - (instant(status.get("updated")) or 0.0))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

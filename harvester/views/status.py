@@ -21,6 +21,12 @@ def status_screen(state: SiteState) -> str:
     if state.status is not None:
         for section in (_problems, _allocations, _tasks, _figures):
             lines.extend(section(state, state.status))
+    elif state.damaged is not None:
+        lines += [
+            f"  ! {clean(state.damaged)} is damaged.",
+            "      A daemon that runs writes it anew within a minute; start one that does not:",
+            f"      `harvester run --site {state.site}`.",
+        ]
     else:
         lines += ["  Nothing is published yet; look again in a moment, or at the daemon's log."]
     return "\n".join(line.rstrip() for line in lines)

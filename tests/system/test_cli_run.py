@@ -182,6 +182,21 @@ def test_single_round_without_a_service_is_no_failure(environ: Mapping[str, str]
     assert "last round ended" in call(environ, "status").stdout
 
 
+@pytest.mark.parametrize("text", ["[]", ""])
+def test_damaged_name_of_the_state_directory_is_told_at_once(
+    environ: Mapping[str, str], tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "state/harvester/sites/local/state.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    done = call(environ, "run", "--once")
+    assert done.returncode == 78
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("harvester: ")]
+    assert f"{file}: state_id: is damaged; remove it" in line
+    file.unlink()
+    assert call(environ, "run", "--once").returncode == 0
+
+
 def test_recover_rebuilds_a_lost_index(environ: Mapping[str, str], tmp_path: Path) -> None:
     assert call(environ, "recover").returncode == 66
     assert call(environ, "run", "--once").returncode == 0

@@ -130,13 +130,37 @@ def test_stop_file_is_shown_with_the_way_back(tmp_path: Path) -> None:
     assert state_json(state)["stopping"] is True
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"updated": "soon"}'])
-def test_unreadable_status_is_no_status(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "\0",
+        '{"updated": "soon"}',
+        '{"updated": 1, "allocations": 5}',
+        '{"updated": 1, "tasks": ["1"]}',
+        '{"updated": 1, "budgets": null}',
+    ],
+)
+def test_damaged_status_is_named(tmp_path: Path, text: str) -> None:
     publish(tmp_path)
     (tmp_path / "spool/status.json").write_text(text)
     (state,) = find_states({"XDG_STATE_HOME": str(tmp_path)})
+    assert state.health is Health.DAMAGED
+    assert state.status is None
+    screen = status_screen(state)
+    assert "here: no status" in screen
+    assert f"! {tmp_path}/spool/status.json is damaged" in screen
+    assert "harvester run --site here" in screen
+
+
+def test_status_that_was_not_published_yet_is_not_damaged(tmp_path: Path) -> None:
+    publish(tmp_path)
+    (tmp_path / "spool/status.json").unlink()
+    (state,) = find_states({"XDG_STATE_HOME": str(tmp_path)})
     assert state.health is Health.NEVER
-    assert "here: no status" in status_screen(state)
+    assert "Nothing is published yet" in status_screen(state)
 
 
 def test_unknown_site_is_not_found_with_the_command_that_makes_it(tmp_path: Path) -> None:
