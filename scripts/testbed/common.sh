@@ -27,6 +27,7 @@ daemon() {
     local name=$1
     shift
     (
+        cd / # the caller's directory may go; jobs would complain of it
         close_inherited
         exec setsid "$@"
     ) >"$TESTBED/log/$name.out" 2>&1 </dev/null &

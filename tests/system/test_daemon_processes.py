@@ -208,7 +208,7 @@ def test_a_daemon_killed_while_payloads_run_is_followed_without_loss(
     # The points that the first process held are leased to nobody in this process's service: it
     # knows them as leased, as a real one would.
     place.central.lease(LeaseRequest(key="as before", harvester="x", site="here", points=6))
-    with place.running(), caplog.at_level(logging.INFO, "harvester.lease"):
+    with caplog.at_level(logging.INFO, "harvester.lease"), place.running():
         wait_until(lambda: place.central.unsettled == 0, timeout=120)
     assert "Take over from a dead process" in caplog.text  # and do not wait for its lease's end
     assert sorted(path.name for path in (place.site.spool / "leases").iterdir()) == ["1", "2"]

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.skipif(
 def demo(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The demo in a process group of its own, as a terminal starts it."""
     process = subprocess.Popen(
-        (str(TOP / "scripts/demo"), *arguments),
+        # Whoever runs the tests in the background may have the signals of a terminal ignored.
+        ("env", "--default-signal=HUP,INT,TERM", str(TOP / "scripts/demo"), *arguments),
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
