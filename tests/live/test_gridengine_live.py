@@ -213,6 +213,7 @@ def test_walltime_warns_the_job_and_then_ends_it(bench: Bench) -> None:
     assert set(bench.output().splitlines()) == {"warned"}
 
 
+@pytest.mark.slow
 def test_qmaster_away_is_an_error_for_every_call_and_jobs_are_there_afterwards(
     bench: Bench,
 ) -> None:

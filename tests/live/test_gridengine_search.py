@@ -34,6 +34,7 @@ def test_ordinary_user_searches_over_all_gpus_with_an_agent_on_each_node(
         assert (job["User"], job["State"]) == (grid.user, "failed 0, exit 0")
 
 
+@pytest.mark.slow
 def test_job_that_the_administrator_deletes_is_replaced(grid: GridCluster) -> None:
     with GridSearch(grid, Account(), nodes="1", jobs=1) as search:
         search.start(4, seconds=15)

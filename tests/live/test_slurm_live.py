@@ -350,6 +350,7 @@ def test_lost_node_ends_its_job_as_the_nodes_failure(bench: Bench) -> None:
         bench.cluster.heal()
 
 
+@pytest.mark.slow
 def test_walltime_warns_the_script_and_then_ends_the_job(bench: Bench) -> None:
     program = (
         "import signal,time\n"

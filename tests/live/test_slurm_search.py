@@ -74,6 +74,7 @@ def test_payload_that_the_walltime_cuts_goes_on_in_the_next_allocation(
             assert last["resumed_from"] == cut[-1]["n"]
 
 
+@pytest.mark.slow
 def test_requeued_job_takes_up_its_work_under_its_old_id(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
@@ -141,6 +142,7 @@ def test_daemon_that_dies_between_submission_and_record_finds_its_job_again(
         assert len(search.calls("sbatch")) == 1
 
 
+@pytest.mark.slow
 def test_search_goes_on_without_the_accounting_daemon(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
