@@ -1,4 +1,4 @@
-"""What ends the processes of an agent or a leader that was killed and cannot do so itself."""
+"""What ends the processes of somebody who was killed, an agent or a leader for instance."""
 
 from __future__ import annotations
 
@@ -63,7 +63,12 @@ def of_payloads(agent: str) -> Guardian:
     Nothing else would: a payload is in a session of its own, and the death signal of Linux is
     cleared when a child forks. Raises OSError.
     """
-    return Guardian(_KILL_MARKED, f"{AGENT_MARKER}={agent}")
+    return of_marked(f"{AGENT_MARKER}={agent}")
+
+
+def of_marked(entry: str) -> Guardian:
+    """Kills what has ``entry`` (``NAME=value``) in its initial environment. Raises OSError."""
+    return Guardian(_KILL_MARKED, entry)
 
 
 def of_agents(pids: Sequence[int]) -> Guardian:

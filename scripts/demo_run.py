@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -11,7 +12,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,11 +24,13 @@ from rich.table import Table
 from stack import TOP, Stack, StackFailed
 
 from harvester.errors import HarvesterError
+from payload_runner.guardian import of_marked
 
 LIMIT_S, LIMIT_PER_POINT_S = 120.0, 15.0  # of a machine that is busy with other things
 ON_TERMINAL_S, IN_A_LOG_S = 0.5, 3.0
 EX_USAGE = 64  # sysexits.h
 EX_IOERR = 74
+GUARDED = "DEMO_GUARDED_BY"
 INTERRUPTED = 128 + signal.SIGINT
 Json = Mapping[str, Any]
 
@@ -54,7 +58,8 @@ def _demo(options: argparse.Namespace, interrupts: Interrupts) -> int:
     finished = False
     try:
         site = (TOP / "scripts/demo_site.yaml").read_text()
-        with Stack(root, site, undisturbed=interrupts.held) as stack:
+        with _guarded() as mark, Stack(root, site, undisturbed=interrupts.held) as stack:
+            stack.environment.update(mark)
             outcome = _run(stack, console, options.points)
             _write(stack, outcome, options.json)
         _show(outcome, console)
@@ -67,6 +72,17 @@ def _demo(options: argparse.Namespace, interrupts: Interrupts) -> int:
         raise
     _say_where(root, console, kept=bool(options.keep) or not finished)
     return 0 if finished else 1
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[dict[str, str]]:
+    """A variable for what the demo starts, by which that is ended if the demo is killed."""
+    nonce = uuid.uuid4().hex
+    guardian = of_marked(f"{GUARDED}={nonce}")
+    try:
+        yield {GUARDED: nonce}
+    finally:
+        guardian.dismiss()
 
 
 class _Parser(argparse.ArgumentParser):

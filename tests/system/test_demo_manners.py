@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harvester.batch.local_processes import children
 from tests.support import wait_until
 
 TOP = Path(__file__).resolve().parents[2]
@@ -109,6 +110,20 @@ def test_other_signals_end_it_in_the_same_way(number: signal.Signals, tmp_path: 
         _, told = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, told
     assert "Traceback" not in told
+    wait_until(lambda: not processes_of(root), PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "moment", ["central starts", pytest.param("payload runs", marks=pytest.mark.slow)]
+)
+def test_nothing_outlives_a_demo_that_is_killed(moment: str, tmp_path: Path) -> None:
+    root = tmp_path / "kept"
+    with demo("--keep", str(root)) as process:
+        wait_until(lambda: MOMENTS[moment](root), PATIENCE_S)
+        (python,) = children(process.pid)
+        os.kill(python.pid, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + signal.SIGKILL
     wait_until(lambda: not processes_of(root), PATIENCE_S)
 
 
