@@ -80,6 +80,7 @@ class Daemon:
         self._grounds: Grounds | None = None
         self._round: Round | None = None
         self._index_lost = False
+        self._refusal: StorageUnavailable | None = None  # of a file system, the last one
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         effects.notify(self.wake)
 
@@ -100,6 +101,7 @@ class Daemon:
             return TickOutcome(0.0, changed=True)
         except StorageUnavailable as error:
             log.warning("A file system refuses; trying again. error=%s", error)
+            self._refusal = error
             if self._round is not None:
                 self._round.refused(error)
             return TickOutcome(RETRY_STORAGE_S, changed=False)
@@ -117,7 +119,11 @@ class Daemon:
             self.close()
 
     def run_once(self, deadline_s: float = 240.0, stop: StopSignal | None = None) -> None:
-        """One full round: until nothing is left to do at once, the deadline or ``stop``."""
+        """One full round: until nothing is left to do at once, the deadline or ``stop``.
+
+        Raises:
+            StorageUnavailable: the spool could not be taken in hand all the while.
+        """
         self._mode = "once"
         until = self._clock.monotonic() + deadline_s
         try:
@@ -134,6 +140,8 @@ class Daemon:
                     break
                 else:
                     self._sleep(min(left, outcome.next_in_s))
+            if self._round is None and self._refusal is not None:
+                raise self._refusal
         finally:
             self.close()
 

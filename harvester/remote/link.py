@@ -93,7 +93,7 @@ class Link:
         if self.remote.second_factor:
             raise NoConnection(
                 f"the connection to {self.remote.host} is not open, and only a person can open "
-                "it; run: harvester site connect"
+                "it; run: harvester site connect SITE"
             )
         self.open(by_person=False)
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from harvester.config import load_site
+from harvester.errors import StorageUnavailable
+from harvester.wiring import make_daemon
 from tests.published import validate
 from tests.support import wait_until
 
@@ -195,6 +198,16 @@ def test_damaged_name_of_the_state_directory_is_told_at_once(
     assert f"{file}: state_id: is damaged; remove it" in line
     file.unlink()
     assert call(environ, "run", "--once").returncode == 0
+
+
+def test_single_round_without_a_spool_is_a_failure(
+    environ: Mapping[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"extends: local\nname: mine\nspool: {{path: {tmp_path}/file/spool}}\n")
+    with pytest.raises(StorageUnavailable, match="Not a directory"):
+        make_daemon(load_site(str(mine), environ)).run_once(0.2)
 
 
 def test_recover_rebuilds_a_lost_index(environ: Mapping[str, str], tmp_path: Path) -> None:
