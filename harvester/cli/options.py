@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+
+class _FileName(click.Path):
+    """The name of a file; an empty one would be the current directory's."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:  # Any: as click has it
+        if value == "":
+            self.fail("expected the name of a file, got an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _FileName(dir_okay=False, path_type=Path)
 
 
 def central_options(function: _F) -> _F:

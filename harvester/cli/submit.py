@@ -75,7 +75,7 @@ def submit(
     sites = _sites(site, must_exist=dry_run)
     definition = _definition(load_json, options, sites)
     remarks = [*_outvoted(definition, load_json, options, sites), *_linked(load_json)]
-    remarks += _remarks(definition, sites)
+    remarks += _remarks(definition, sites, load_json)
     forecasts = _forecasts(definition, sites)
     for found in forecasts:
         note(found.sentence)
@@ -188,12 +188,15 @@ def _sites(names: str | None, *, must_exist: bool) -> dict[str, Site | None]:
     return found
 
 
-def _remarks(definition: TaskDefinition, sites: Mapping[str, Site | None]) -> list[str]:
+def _remarks(
+    definition: TaskDefinition, sites: Mapping[str, Site | None], load_json: Path | None
+) -> list[str]:
     from harvester.steering.advice import check_against_site, warnings
 
     known = [site for site in sites.values() if site is not None]
     for site in known:
-        check_against_site(definition, site)
+        file = "command line" if load_json is None else load_json.name
+        check_against_site(definition, site, file=file)
     found = [remark for site in known for remark in warnings(definition, site)]
     found += [remark for site in known for remark in _missing_image(definition, site)]
     return list(dict.fromkeys(found or warnings(definition)))

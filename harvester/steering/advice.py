@@ -10,6 +10,7 @@ from harvester.quantities import format_duration
 from harvester.site import Queue, Site, WalltimeBin
 from harvester.steering.definition import TaskDefinition
 from harvester.steering.options import notes
+from harvester.steering.problems import shown
 
 
 def warnings(definition: TaskDefinition, site: Site | None = None) -> tuple[str, ...]:
@@ -18,14 +19,16 @@ def warnings(definition: TaskDefinition, site: Site | None = None) -> tuple[str,
     return tuple(found)
 
 
-def check_against_site(definition: TaskDefinition, site: Site) -> None:
-    """Refuse a task that this site can never run.
+def check_against_site(
+    definition: TaskDefinition, site: Site, *, file: str = "task document"
+) -> None:
+    """Refuse a task that this site can never run; ``file`` is what the task was read from.
 
     Raises:
         InputError: everything it asks for that the site does not have, with the queue's bin.
     """
     problems = [
-        Problem(f"site {site.name}", key, value, expected)
+        Problem(f"{file}: site {site.name}", key, value, expected)
         for key, value, expected in (
             *_node_problems(definition, site),
             *_queue_problems(definition, site),
@@ -100,16 +103,21 @@ def _node_problems(definition: TaskDefinition, site: Site) -> _Found:
         )
     if shape.cores_per_node > node.cores:
         yield (
-            "payload.cores",
-            str(shape.cores_per_node),
+            *_given(definition, "cores", "cores_per_node"),
             f"expected at most {node.cores}, the cores of one node",
         )
     if 0 < node.memory_mb < shape.memory_mb_per_node:
         yield (
-            "payload.memory",
-            f"{shape.memory_mb_per_node} MB",
+            *_given(definition, "memory", "memory_mb"),
             f"expected at most {node.memory_mb} MB, the memory of one node",
         )
+
+
+def _given(definition: TaskDefinition, *names: str) -> tuple[str, str]:
+    """Key and value, as the user wrote them, of a setting that has several names."""
+    section = definition.document["payload"]
+    name = next(name for name in names if section.get(name) is not None)
+    return f"payload.{name}", shown(section[name])
 
 
 def _queue_problems(definition: TaskDefinition, site: Site) -> _Found:
@@ -119,7 +127,8 @@ def _queue_problems(definition: TaskDefinition, site: Site) -> _Found:
     if site.planning.nodes_max is not None:
         most = min(most, site.planning.nodes_max)
     if nodes > most:
-        yield "payload.nodes", str(nodes), f"expected at most {most} nodes ({_name_bins(bins)})"
+        key = "elastic.min_nodes" if definition.payload.shape.start == "elastic" else "nodes"
+        yield f"payload.{key}", str(nodes), f"expected at most {most} nodes ({_name_bins(bins)})"
         return
     # An allocation may be larger than the payload, so larger bins serve too.
     fitting = [(queue, item) for queue, item in bins if item.nodes_max >= nodes]

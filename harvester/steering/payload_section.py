@@ -57,6 +57,7 @@ _KEYS = (
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ELASTIC_KEYS = ("min_nodes", "max_nodes")
+_ELASTIC_FORM = '{"min_nodes": 1, "max_nodes": 4}'
 _NODES_MOST = 1_000_000
 _YEAR_MINUTES = 366 * 24 * 60
 
@@ -86,7 +87,10 @@ def read_payload(problems: Problems, section: Any) -> PayloadSection:
     if not isinstance(section, Mapping):
         problems.add("payload", section, "expected an object")
         return PayloadSection()
-    problems.unknown_keys("payload", map(str, section), _KEYS)
+    keys = [str(key) for key in section]
+    problems.unknown_keys("payload", [key for key in keys if key not in _ELASTIC_KEYS], _KEYS)
+    for key in (key for key in keys if key in _ELASTIC_KEYS):
+        problems.tell(f"payload.{key}", f'is a key of elastic; expected "elastic": {_ELASTIC_FORM}')
     fields = _Fields(problems, section)
     expected, limit = fields.minutes("expected_minutes"), fields.minutes("max_minutes")
     if expected is not None and limit is not None and expected > limit:
@@ -142,7 +146,7 @@ class _Fields:
             return None
         if is_number(value) and 0 < value <= _YEAR_MINUTES:
             return float(value) * 60
-        self.wrong(name, "minutes, above 0")
+        self.wrong(name, f"minutes above 0, at most {_YEAR_MINUTES} (a year)")
         return None
 
     def positive(self, name: str) -> float | None:
@@ -203,8 +207,7 @@ def _elastic_shape(problems: Problems, fields: _Fields) -> Shape:
 
 def _elastic_nodes(problems: Problems, given: Any) -> tuple[int, int]:
     if not isinstance(given, Mapping):
-        expected = 'expected {"min_nodes": 1, "max_nodes": 4}'
-        problems.add("payload.elastic", given, expected)
+        problems.add("payload.elastic", given, f"expected {_ELASTIC_FORM}")
         return 1, 1
     problems.unknown_keys("payload.elastic", map(str, given), _ELASTIC_KEYS)
     counts = []
@@ -248,7 +251,8 @@ def _memory_mb(problems: Problems, fields: _Fields) -> int:
     try:
         return max(1, parse_size_bytes(text) // 1_000_000)
     except ValueError as error:
-        problems.add("payload.memory", text, f"expected {error}")
+        expected = f"expected {error}; a plain number of megabytes is memory_mb"
+        problems.add("payload.memory", text, expected)
         return 0
 
 

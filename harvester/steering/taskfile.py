@@ -7,7 +7,7 @@ everything that would be refused is told before anything is submitted.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _FILE_MAX_BYTES = 10_000_000
+_DIGITS_MAX = 1000  # of a whole number: a double has 309, and long texts take Python long to read
 
 
 def load_task(
@@ -53,10 +54,8 @@ def load_task(
     Raises:
         InputError: everything that is wrong, by file and key.
     """
-    config: dict[str, Any] = {}
-    for name, value in (overrides or {}).items():
-        if value is not None:
-            config[name] = value
+    config = {name: value for name, value in (overrides or {}).items() if value is not None}
+    options = set(config)
     label = "command line"
     if config_path is not None:
         label = config_path.name
@@ -64,9 +63,21 @@ def load_task(
         if not isinstance(given, Mapping):
             raise InputError(Problem(label, "", "", "expected a JSON object of options"))
         # phpo writes null or an empty text for what nobody gave: that is no value which could win.
-        config.update({k: v for k, v in given.items() if v not in (None, "") or k not in config})
+        wins = {k: v for k, v in given.items() if v not in (None, "") or k not in config}
+        config.update(wins)
+        options -= set(wins)
     directory = directory or (config_path.parent if config_path is not None else Path())
-    return _load(config, label, directory)
+    try:
+        return _load(config, label, directory)
+    except InputError as error:
+        raise InputError([_by_origin(item, label, options) for item in error.problems]) from None
+
+
+def _by_origin(problem: Problem, label: str, options: Collection[str]) -> Problem:
+    """The problem, said of the command line where the value is from there."""
+    if problem.file != label or problem.key not in options:
+        return problem
+    return problem._replace(file="command line", key=f"--{problem.key}")
 
 
 def read_json(path: Path) -> Any:
@@ -83,11 +94,13 @@ def read_json(path: Path) -> Any:
     if len(data) > _FILE_MAX_BYTES:
         raise InputError(Problem(str(path), "", "", "is larger than 10 MB"))
     try:
-        value = json.loads(data, object_pairs_hook=_no_duplicates)
+        value = json.loads(data, object_pairs_hook=_no_duplicates, parse_int=_whole_number)
     except json.JSONDecodeError as error:
         sentence = f"is not JSON: {error.msg} (column {error.colno})"
         raise InputError(Problem(path.name, "", "", sentence, line=error.lineno)) from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InputError(Problem(path.name, "", "", "is nested too deeply")) from error
+    except ValueError as error:
         raise InputError(Problem(path.name, "", "", f"is not JSON: {error}")) from error
     problems = Problems(path.name)
     for key, number in unclean_numbers(value):
@@ -193,6 +206,11 @@ def _sites(config: Mapping[str, Any]) -> list[str]:
             if isinstance(part, str) and part.strip() and part.strip() not in found:
                 found.append(part.strip())
     return found
+
+
+def _whole_number(digits: str) -> int | float:
+    """Beyond every double it is infinite, which is then told with its key."""
+    return int(digits) if len(digits) <= _DIGITS_MAX else float(digits)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

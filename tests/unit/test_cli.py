@@ -279,6 +279,12 @@ def test_command_line_counts_where_the_file_says_nothing_or_the_same(cli: Cli) -
     assert "the file wins" not in found.err
 
 
+def test_empty_name_of_a_file_is_told_of_its_option(cli: Cli) -> None:
+    found = cli("task", "submit", "--loadJson", "", "--dry-run")
+    assert (found.code, found.out) == (64, "")
+    assert "'--loadJson': expected the name of a file, got an empty text" in found.err
+
+
 def test_linked_directory_is_said_to_stay_at_home(cli: Cli) -> None:
     path = search(Path("s"))
     Path("s/lib").symlink_to("/usr")
@@ -363,7 +369,7 @@ def test_payload_larger_than_the_site_is_65_and_names_site_key_and_limit(cli: Cl
     path = search(Path("s"), payload={"gpus_per_node": 8})
     found = cli("task", "submit", "--loadJson", path, "--dry-run", "--site", "local")
     assert found.code == 65
-    assert "site local: payload.gpus_per_node: got 8; expected at most 2" in found.err
+    assert "config.json: site local: payload.gpus_per_node: got 8; expected at most 2" in found.err
 
 
 def test_submission_shows_its_forecast_and_which_budget_it_passes(cli: Cli) -> None:

@@ -115,6 +115,16 @@ def test_the_file_wins_over_the_command_line(tmp_path: Path) -> None:
     assert (task.max_points, task.parallel) == (7, 3)
 
 
+def test_a_bad_value_of_the_command_line_is_told_of_its_option(tmp_path: Path) -> None:
+    given = {"maxPoints": -4, "outDS": "x" * 300, "nParallelEvaluation": -2}
+    path = write_search(tmp_path, nParallelEvaluation=-1, maxPoints=None)
+    assert {key: sentence.split(";")[0] for key, sentence in problems_of(path, given).items()} == {
+        "--maxPoints": "command line: --maxPoints: got -4",
+        "nParallelEvaluation": "config.json: nParallelEvaluation: got -1",
+        "name": f'config.json: name: got "{"x" * 76}...',
+    }
+
+
 def test_a_search_may_come_from_the_command_line_alone(tmp_path: Path) -> None:
     write_search(tmp_path)
     task = load_task(None, {**CONFIG, "maxPoints": 3}, directory=tmp_path)
@@ -218,6 +228,9 @@ def test_a_fifo_among_the_files_is_refused_not_waited_for(tmp_path: Path) -> Non
         ({"payload": {"gpus_per_node": -1}}, "payload.gpus_per_node", "a number from 0"),
         ({"payload": {"nodes": 0}}, "payload.nodes", "a whole number from 1"),
         ({"payload": {"memory": "8 gigs"}}, "payload.memory", "a size with its unit"),
+        ({"payload": {"memory": 1000}}, "payload.memory", "number of megabytes is memory_mb"),
+        ({"payload": {"min_nodes": 2}}, "payload.min_nodes", 'expected "elastic": {"min_nodes"'),
+        ({"payload": {"expected_minutes": 1e6}}, "payload.expected_minutes", "at most 527040 (a"),
         ({"payload": {"memory": "8GB", "memory_mb": 1}}, "payload.memory_mb", "give one of them"),
         ({"payload": {"elastic": 4}}, "payload.elastic", "expected {"),
         (
@@ -294,7 +307,10 @@ def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
         ("{", "config.json:1: is not JSON"),
         ("[]", "expected a JSON object"),
         ('{"maxPoints": 1,\n "maxPoints": 2}', "the key 'maxPoints' is there twice"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "config.json: is nested too deeply"),
+        ('{"payload": ' * 20_000, "config.json: is nested too deeply"),
+        (f'{{"maxPoints": {"9" * 6000}}}', "maxPoints: got Infinity; expected a finite number"),
+        (f'{{"seed": -{"9" * 600}}}', "seed: got -99999999"),
         (
             '{"evaluationExec": "true", "searchSpace": {}, "seed": NaN}',
             "seed: got NaN; expected a finite number",
@@ -545,7 +561,15 @@ def test_options_without_effect_and_short_limits_are_told(tmp_path: Path) -> Non
     [
         ({"payload": {"gpus_per_node": 8}}, {}, "payload.gpus_per_node", "at most 4"),
         ({"payload": {"cores": 64}}, {}, "payload.cores", "at most 32"),
-        ({"payload": {"memory": "1TB"}}, {}, "payload.memory", "at most 100000 MB"),
+        ({"payload": {"memory": "1TB"}}, {}, "payload.memory", 'got "1TB"; expected at most 10'),
+        ({"payload": {"memory_mb": 200_000}}, {}, "payload.memory_mb", "at most 100000 MB"),
+        ({"payload": {"cores_per_node": 64}}, {}, "payload.cores_per_node", "at most 32"),
+        (
+            {"payload": {"elastic": {"min_nodes": 9, "max_nodes": 12}}},
+            {},
+            "payload.elastic.min_nodes",
+            "got 9; expected at most 8 nodes",
+        ),
         (
             {"payload": {"nodes": 9}},
             {},
@@ -567,10 +591,10 @@ def test_what_a_site_cannot_give_is_refused(
 ) -> None:
     task = load_task(write_search(tmp_path, **changes))
     with pytest.raises(InputError) as caught:
-        check_against_site(task, site(**where))
+        check_against_site(task, site(**where), file="config.json")
     assert [problem.key for problem in caught.value.problems] == [key]
     assert words in str(caught.value)
-    assert str(caught.value).startswith("site here:")
+    assert str(caught.value).startswith("config.json: site here:")
 
 
 def test_a_long_payload_with_checkpoints_suits_a_short_queue(tmp_path: Path) -> None:
