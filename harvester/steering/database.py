@@ -20,7 +20,7 @@ from typing import Any
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import URL, Connection, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -29,6 +29,7 @@ from harvester.errors import ConfigurationError, Problem, StorageUnavailable
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _WRITER_LOCK = 0x6861727665737472  # names our advisory lock in PostgreSQL
 _SQLITE_HEAD = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html
+_VERSIONS = "alembic_version"  # the migrations' own table
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "afs", "panfs", "wekafs"}
 )
@@ -135,7 +136,8 @@ class Database:
         """Bring the tables to this release's form.
 
         Raises:
-            ConfigurationError: the database belongs to a newer release, or is damaged.
+            ConfigurationError: the database belongs to a newer release or another program, or is
+                damaged.
         """
         try:
             self._upgrade()
@@ -151,6 +153,8 @@ class Database:
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self.write() as connection:
+            if self.is_sqlite:
+                self._refuse_foreign(connection)
             config.attributes["connection"] = connection
             try:
                 alembic.command.upgrade(config, "head")
@@ -158,6 +162,12 @@ class Database:
                 raise _bad_url(
                     self.display, f"cannot be brought to this release's tables: {error}"
                 ) from error
+
+    def _refuse_foreign(self, connection: Connection) -> None:
+        tables = inspect(connection).get_table_names()
+        if tables and _VERSIONS not in tables:
+            expected = "is the database of another program; name one of its own for the service"
+            raise _bad_url(self.display, expected)
 
     @property
     def display(self) -> str:
