@@ -97,7 +97,10 @@ def _tell(error: Exception, settings: Settings) -> int:
     if settings.verbose:
         import traceback
 
-        traceback.print_exception(error)
+        from harvester.views.text import clean_lines
+
+        told = "".join(traceback.format_exception(error))
+        click.echo(clean_lines(told), err=True, nl=False)
     if isinstance(error, HarvesterError):
         _say(*str(error).splitlines())
         return error.exit_code

@@ -73,6 +73,16 @@ def test_version_is_one_line(cli: Cli) -> None:
     assert cli("--version").out == f"harvester {__version__}\n"
 
 
+@pytest.mark.parametrize("flags", [[], ["-v"]])
+def test_control_characters_of_an_error_reach_no_terminal(cli: Cli, flags: list[str]) -> None:
+    found = cli(*flags, "task", "submit", "--loadJson", "absent\x1b]0;owned\x07")
+    assert found.code == 65
+    assert "owned" in found.err
+    assert "cannot be read: No such file" in found.err
+    assert ("Traceback" in found.err) is bool(flags)
+    assert found.err.replace("\n", "").isprintable()
+
+
 def test_help_lists_every_command(cli: Cli) -> None:
     found = cli("--help")
     assert found.code == 0
