@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harvester.daemon.desk import Desk
-from harvester.model import AllocationState, AttemptId, AttemptState, PayloadSpec, Tag, TaskId
+from harvester.model import (
+    AllocationState,
+    Attempt,
+    AttemptId,
+    AttemptState,
+    PayloadSpec,
+    Tag,
+    TaskId,
+)
 from harvester.planning.estimates import DurationEstimate, estimate_duration
 from harvester.planning.facts import AllocationFacts, PlanInput, WaitingAttempt
 from harvester.planning.shapes import node_share
@@ -20,6 +28,8 @@ HOUR_S = 3600.0
 DAY_S = 86400.0
 # Durations are learned from this many of the newest successes of all tasks.
 LEARNED_FROM = 500
+# Failures of a task by the site's fault that are looked at: more than run side by side anywhere.
+FAULTS_SEEN = 1000
 # A resumed attempt is expected to need at least this share of a whole one.
 LEAST_LEFT = 0.3
 
@@ -45,7 +55,10 @@ def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
     waiting: list[WaitingAttempt] = []
     ordered: dict[Tag, list[WaitingAttempt]] = defaultdict(list)
     running: dict[Tag, list[WaitingAttempt]] = defaultdict(list)
+    typical = _typical(desk, outlook)
+    tasks = set() if typical is None else {typical.task}
     for live in desk.store.attempts.live():
+        tasks.add(live.task)
         value = _waiting(desk, live, outlook)
         if live.state is AttemptState.LEASED or live.tag is None:
             waiting.append(value)
@@ -64,13 +77,14 @@ def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
         ),
         unleased=outlook.unleased,
         nothing_more=outlook.nothing_more,
-        typical=_typical(desk, outlook),
+        typical=typical,
         other_jobs=desk.other_jobs,
         project_jobs=desk.project_jobs,
         submissions_left=submissions_left(desk) if outlook.may_submit else 0,
         walltime_step_s=desk.batch.capabilities.walltime_step_s,
         node_hours_left=_node_hours_left(desk),
         task_node_hours_left=_task_node_hours_left(desk),
+        site_faults=_site_faults(desk, tasks),
         now=desk.clock.now(),
         stopping=desk.stopping,
     )
@@ -201,6 +215,11 @@ def _forbidden(desk: Desk, payload: PayloadSpec) -> str | None:
             "set it in the site file, or submit with start: processes"
         )
     return None
+
+
+def _site_faults(desk: Desk, tasks: set[TaskId]) -> dict[TaskId, tuple[Attempt, ...]]:
+    found = {task: desk.store.attempts.site_faults(task, FAULTS_SEEN) for task in sorted(tasks)}
+    return {task: faults for task, faults in found.items() if faults}
 
 
 def _node_hours_left(desk: Desk) -> float | None:

@@ -11,6 +11,7 @@ from harvester.daemon.facts import Durations, Outlook, expected_s, gather_facts,
 from harvester.daemon.inputs import FetchInputs
 from harvester.daemon.points import LeasePoints
 from harvester.daemon.submit import Submit
+from harvester.daemon.trials import tell_on_trial
 from harvester.effects import Finished
 from harvester.model import Attempt, AttemptId, AttemptState, PayloadSpec, Tag
 from harvester.planning.facts import Plan, PlanInput
@@ -65,6 +66,7 @@ class MakePlan:
         self.plan = plan = self._plan(facts)
         self._points.wanted = plan.lease
         self._tell_blocked(facts, plan)
+        tell_on_trial(desk, plan.on_trial)
         changed = self._order(plan.orders)
         changed = self._close(plan.close) or changed
         changed = self._submit.plan(plan.submit) or changed
@@ -90,7 +92,9 @@ class MakePlan:
     def _tell_blocked(self, facts: PlanInput, plan: Plan) -> None:
         """Report what keeps points from running, but not that they wait for their turn."""
         stands_still = self._submit.may_plan() and not facts.allocations and not plan.submit
-        reasons = Counter((plan.blocked if stands_still else plan.forbidden).values())
+        blocked = plan.blocked if stands_still else plan.forbidden
+        # What rests after faults of the site has a line of its own.
+        reasons = Counter(why for name, why in blocked.items() if name not in plan.resting)
         if not reasons or facts.stopping:
             self._desk.problems.clear("blocked")
             return

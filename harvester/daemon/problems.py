@@ -27,11 +27,11 @@ class Problems:
         self._clock = clock
         self._now: dict[str, Trouble] = {}
 
-    def report(self, key: str, what: str, cure: str) -> None:
-        """Something is wrong; reporting it again counts."""
+    def report(self, key: str, what: str, cure: str, *, since: float | None = None) -> None:
+        """Something is wrong, ``since`` then (wall clock) or from now on; again counts."""
         known = self._now.get(key)
         if known is None:
-            self._now[key] = Trouble(what, cure, self._clock.now())
+            self._now[key] = Trouble(what, cure, self._clock.now() if since is None else since)
             log.warning("Trouble begins: %s. To do: %s. problem=%s", what, cure, key)
             return
         known.what = what

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harvester.model import AllocationState, AttemptId, Shape, Tag, TaskId
+from harvester.model import AllocationState, Attempt, AttemptId, Shape, Tag, TaskId
 from harvester.site import Site
 
 
@@ -67,8 +67,20 @@ class PlanInput:
     task_node_hours_left: Mapping[TaskId, float] = field(
         default_factory=dict
     )  # of tasks with a budget, after what their ended attempts took
-    now: float = 0.0  # wall clock, for maintenance windows
+    # Failures by the site's fault since a task's last sound run, oldest first.
+    site_faults: Mapping[TaskId, tuple[Attempt, ...]] = field(default_factory=dict)
+    now: float = 0.0  # wall clock, for maintenance windows and trials
     stopping: bool = False  # STOP file or a drain request: submit and order nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultSeries:
+    """Attempts of a task that the site failed, one after another: it is under trial."""
+
+    count: int
+    since: float  # end of the first, wall clock
+    last: Attempt
+    trial_at: float  # when the next attempt may be made, wall clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,4 +104,6 @@ class Plan:
     cancel: tuple[tuple[Tag, str], ...] = ()  # queued ones that nobody needs any more
     blocked: Mapping[AttemptId, str] = field(default_factory=dict)
     forbidden: Mapping[AttemptId, str] = field(default_factory=dict)  # of these, by rule or budget
+    on_trial: Mapping[TaskId, FaultSeries] = field(default_factory=dict)
+    resting: Mapping[AttemptId, str] = field(default_factory=dict)  # of blocked: after a trial
     notes: tuple[str, ...] = ()

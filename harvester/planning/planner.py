@@ -23,6 +23,7 @@ from harvester.planning.sizing import (
     demands,
     usable_s,
 )
+from harvester.planning.trials import on_trial
 
 # A search hands out its points as results come in: an allocation for the few that wait now would
 # end when their successors come. One that is not needed so long closes early and costs nothing.
@@ -38,6 +39,8 @@ def plan(facts: PlanInput) -> Plan:
     bins = offers(facts.site, overhead)
     estimator = _estimator(facts, bins)
     held, (facts, forbidden) = _held(facts), permitted(facts, estimator)
+    # What rests comes again: it closes and cancels nothing.
+    allowed, (facts, series, resting) = facts, on_trial(facts)
     orders = order_attempts(facts, estimator, overhead)
     ordered = {attempt for attempt, _ in orders}
     left = tuple(item for item in facts.waiting if item.attempt not in ordered)
@@ -51,11 +54,14 @@ def plan(facts: PlanInput) -> Plan:
         submit=submit,
         orders=orders,
         lease=max(0, _points_wanted(facts, submit, bins, overhead) - held),
-        close=_allocations_to_close(facts),
-        cancel=_allocations_to_cancel(facts, estimator),
+        close=_allocations_to_close(allowed),
+        cancel=_allocations_to_cancel(allowed, estimator),
+        on_trial=series,
+        resting=resting,
         forbidden=forbidden,
         blocked={
             **forbidden,
+            **resting,
             **_blocked(facts, left, submit, bins, limits, estimator, overhead),
         },
     )

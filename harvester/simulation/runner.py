@@ -294,10 +294,11 @@ class SimulatedRunner:
         self._checkpoint_later(payload)
 
     def _complete(self, payload: RunningPayload) -> None:
-        if payload.nature.loss is None:
-            self._finish(payload, state="failed", blame="point", reason="exit code 1")
+        nature = payload.nature
+        if nature.loss is None:
+            self._finish(payload, state="failed", blame=nature.blame, reason=nature.reason)
         else:
-            self._finish(payload, state="succeeded", loss=payload.nature.loss)
+            self._finish(payload, state="succeeded", loss=nature.loss)
         self._place()
 
     def _cut(self, payload: RunningPayload) -> None:

@@ -13,10 +13,12 @@ from payload_runner.protocol import Order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedPayload:
-    """One point's payload: seconds of work in all, and its loss; None fails for its own fault."""
+    """One point's payload: seconds of work in all, and its loss; None fails, blaming ``blame``."""
 
     work_s: float
     loss: float | None
+    blame: str = "point"
+    reason: str = "exit code 1"
 
 
 Workload = Callable[[Order], SimulatedPayload]

@@ -31,6 +31,8 @@ _CUT = (
     " WHERE b.task = a.task AND b.point = a.point AND ((b.blame = 'walltime' AND b.progress = 0)"
     " OR (b.state = 'timed_out' AND b.blame = 'point')))"
 )
+# Runs that prove the site to be well, whatever came of the point. As the index of that name has it.
+_SOUND = "(state IN ('succeeded', 'pruned', 'timed_out') OR (state = 'failed' AND blame = 'point'))"
 _COUNTED = ("leased", "ordered", "running", "ended", "delivered")
 _LIVE = "state IN ('leased', 'ordered', 'running')"
 
@@ -283,6 +285,16 @@ class Attempts:
             " ORDER BY a.since, a.attempt"
         )
         return tuple(_live(row) for row in rows)
+
+    def site_faults(self, task: TaskId, newest: int) -> tuple[Attempt, ...]:
+        """The newest failures by the site's fault since the task's last sound run, oldest first."""
+        found = self._select(
+            "state = 'failed' AND blame = 'site' AND task = ?1 AND ended_at > coalesce((SELECT"
+            f" max(ended_at) FROM attempts WHERE {_SOUND} AND task = ?1), 0.0)"
+            f" ORDER BY ended_at DESC LIMIT {newest:d}",
+            (task,),
+        )
+        return found[::-1]
 
     def running(self, limit: int) -> tuple[Running, ...]:
         """Running attempts for the status view, newest first."""

@@ -122,3 +122,29 @@ def test_a_tick_looks_at_allocations_in_flight_only(tmp_path: Path) -> None:
 
     assert len(steps) <= 2
     store.close()
+
+
+def test_failures_since_the_last_sound_run_are_known_without_a_walk(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    Store.create(path, "abcde").close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    store = Store(connection)
+    told = [("payload", {"payload_id": "p", "command": "true"}), *map(lease, range(2000))]
+    records = [Record(n, kind, 1.0, fields, 0, 0) for n, (kind, fields) in enumerate(told, 1)]
+    apply_ledger_records(store, "ledger.1.log", records, 1)
+    faults = {*range(900, 1000), 1998, 1999}  # those before the last sound run are forgotten
+    for n in range(2000):
+        attempt = AttemptId(f"1.{n}.1.1")
+        store.attempts.step(attempt, AttemptState.ORDERED, 1.0, "x", {"tag": f"haaaaa-{n}"})
+        to = AttemptState.FAILED if n in faults else AttemptState.SUCCEEDED
+        blame = "site" if n in faults else None
+        store.attempts.step(attempt, to, float(n), "x", {"ended_at": float(n), "blame": blame})
+    steps: list[int] = []
+    connection.set_progress_handler(lambda: steps.append(1), 100)
+
+    found = store.attempts.site_faults(TaskId("1"), 1000)
+
+    assert [attempt.attempt for attempt in found] == ["1.1998.1.1", "1.1999.1.1"]
+    assert store.attempts.site_faults(TaskId("2"), 1000) == ()
+    assert len(steps) <= 2
+    store.close()
