@@ -287,10 +287,13 @@ class Attempts:
         return tuple(_live(row) for row in rows)
 
     def site_faults(self, task: TaskId, newest: int) -> tuple[Attempt, ...]:
-        """The newest failures by the site's fault since the task's last sound run, oldest first."""
+        """The newest failures and losses by the site's fault since the task's last sound run.
+
+        Oldest first.
+        """
         found = self._select(
-            "state = 'failed' AND blame = 'site' AND task = ?1 AND ended_at > coalesce((SELECT"
-            f" max(ended_at) FROM attempts WHERE {_SOUND} AND task = ?1), 0.0)"
+            "state IN ('failed', 'lost') AND blame = 'site' AND task = ?1 AND ended_at >"
+            f" coalesce((SELECT max(ended_at) FROM attempts WHERE {_SOUND} AND task = ?1), 0.0)"
             f" ORDER BY ended_at DESC LIMIT {newest:d}",
             (task,),
         )

@@ -136,7 +136,8 @@ def test_failures_since_the_last_sound_run_are_known_without_a_walk(tmp_path: Pa
     for n in range(2000):
         attempt = AttemptId(f"1.{n}.1.1")
         store.attempts.step(attempt, AttemptState.ORDERED, 1.0, "x", {"tag": f"haaaaa-{n}"})
-        to = AttemptState.FAILED if n in faults else AttemptState.SUCCEEDED
+        fault = AttemptState.LOST if n == 1999 else AttemptState.FAILED
+        to = fault if n in faults else AttemptState.SUCCEEDED
         blame = "site" if n in faults else None
         store.attempts.step(attempt, to, float(n), "x", {"ended_at": float(n), "blame": blame})
     steps: list[int] = []
