@@ -28,14 +28,17 @@ class Problems:
         self._now: dict[str, Trouble] = {}
 
     def report(self, key: str, what: str, cure: str, *, since: float | None = None) -> None:
-        """Something is wrong, ``since`` then (wall clock) or from now on; again counts."""
+        """Something is wrong; reporting it again counts.
+
+        Where ``since`` (wall clock) is told it is one thing that lasts, however often it is told.
+        """
         known = self._now.get(key)
         if known is None:
             self._now[key] = Trouble(what, cure, self._clock.now() if since is None else since)
             log.warning("Trouble begins: %s. To do: %s. problem=%s", what, cure, key)
             return
         known.what = what
-        known.count += 1
+        known.count += since is None
 
     def clear(self, key: str) -> None:
         """It is right again. Clearing what was never wrong is fine."""

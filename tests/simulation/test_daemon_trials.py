@@ -58,6 +58,7 @@ def test_attempts_that_the_site_fails_are_not_followed_by_a_flood(
     (told,) = [found for found in status_of(world)["problems"] if REASON in found["what"]]
     assert "one at a time is tried, not before" in told["what"]
     assert "mend what the reason names" in told["cure"]
+    assert told["count"] == 1
     since = datetime.fromisoformat(told["since"])
     assert began < since < began + timedelta(hours=1)
 
