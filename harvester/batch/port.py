@@ -95,7 +95,6 @@ class Capabilities:
 
     accounting: bool = False  # `ended` knows jobs that are no longer listed
     requeue: bool = False
-    held_submission: bool = False
     exclude_nodes: bool = False
     walltime_step_s: float = 60.0  # requests are rounded up to a multiple of this
     look_commands: int = 1  # how many commands one `observe` takes, whatever the number of jobs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import signal
 import sys
 import textwrap
@@ -64,7 +65,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
         made.append(Allocation(tmp_path, plan))
         (tmp_path / "train.py").write_text(program)
         made[-1].define(
-            f"exec {sys.executable} -m mpi4py {tmp_path / 'train.py'}",
+            f"exec {shlex.quote(sys.executable)} -m mpi4py {tmp_path / 'train.py'}",
             shape=SHAPE,
             checkpoint=CheckpointRule(("saved",)),
             warn_s=2.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import urllib.parse
 from collections.abc import Iterator
@@ -44,8 +45,9 @@ def payload(agent: AgentProcess, script: bytes, **environment: str) -> Any:
 
 def command(evaluation: str = "train.sh", options: str = "") -> str:
     quoted = urllib.parse.quote(evaluation)
+    program = shlex.join((sys.executable, str(TOOL)))
     return (
-        f'{sys.executable} {TOOL} -o output.json -j "" --inSampleFile input.json '
+        f'{program} -o output.json -j "" --inSampleFile input.json '
         f'-a jobO.sandbox.tar --sourceURL https://localhost -p "{quoted}" {options}'
     )
 
