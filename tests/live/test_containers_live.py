@@ -120,7 +120,8 @@ def test_payload_finds_its_files_and_its_result_comes_out(agent: AgentProcess) -
 
 def test_memory_of_everything_in_the_container_counts(agent: AgentProcess) -> None:
     slot = Slot(node=0, hosts=("node0",), memory_mb=100)
-    command = "head -c 400000000 /dev/zero | tail | cat"
+    # What holds the memory keeps it until somebody reads: the limit is looked at now and then.
+    command = "head -c 400000000 /dev/zero | tail | { sleep 60; cat; }"
     ended = agent.run(command, ATTEMPT, slot=slot, container=IMAGE)
     assert (ended.state, ended.blame) == ("failed", "point")
     assert "MB of memory, its limit is 100 MB" in str(ended.reason)
