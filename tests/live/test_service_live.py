@@ -83,14 +83,18 @@ class Box:
     def daemon(self) -> int:
         """The daemon's process id, as this machine counts."""
         inner = self.shows("MainPID")
-        for status in Path("/proc").glob("[0-9]*/status"):
+        box = (self.top / "pid").read_text().strip()
+        namespace = os.readlink(f"/proc/{box}/ns/pid")
+        for process in Path("/proc").glob("[0-9]*"):
             try:
-                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                lines = dict(
+                    line.split(":", 1) for line in (process / "status").read_text().splitlines()
+                )
+                inside = os.readlink(process / "ns" / "pid") == namespace
             except OSError:
                 continue  # it ended while we looked
-            spaces = lines.get("NSpid", "").split()
-            if len(spaces) > 1 and spaces[-1] == inner and lines["Name"].strip() == "harvester":
-                return int(spaces[0])
+            if inside and lines["NSpid"].split()[-1] == inner:
+                return int(process.name)
         raise AssertionError(f"no process {inner} in the box; {self.log()}")
 
     def log(self) -> str:
