@@ -1,7 +1,7 @@
 """One rank of a tunnel whose agents' ends are in a test: ``tunnel_ranks.py DIRECTORY LEADER``.
 
 Each rank but 0 writes the port that agents connect to into ``DIRECTORY/rank<rank>``; all leave
-once ``DIRECTORY/over`` exists.
+once ``DIRECTORY/over`` exists, and say so in ``DIRECTORY/left<rank>``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def main() -> None:
     fresh.write_text(str(listener.getsockname()[1]))
     fresh.replace(place)
     Tunnel(MPI.COMM_WORLD, listener, leader, (directory / "over").exists).run()
+    (directory / f"left{MPI.COMM_WORLD.rank}").touch()
 
 
 if __name__ == "__main__":

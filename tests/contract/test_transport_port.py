@@ -97,7 +97,10 @@ def mpi_bench(directory: Path) -> Iterator[Bench]:
         wait_until(lambda: (directory / "rank2").exists() and (directory / "rank1").exists(), 60)
         yield Bench(port, link)
         (directory / "over").touch()
-        assert job.wait(60) == 0
+        job.wait(60)
+        # Not by the launcher's exit code: MPICH 5.0.2 kills, rarely, who is a few milliseconds
+        # behind the first rank in leaving MPI_Finalize.
+        assert all((directory / f"left{rank}").exists() for rank in range(3))
     finally:
         job.kill()
         job.wait()
