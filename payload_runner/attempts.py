@@ -14,6 +14,8 @@ from payload_runner.waiting import Request
 QUICK_FAILURES = 3
 QUICK_S = 10.0
 
+# Ends of a part that had its warning: its like on the other nodes are still to have theirs.
+_WARNED = ("preempted", "timed_out")
 # Whose fault explains the others' when several nodes fail.
 _EXPLAINS = {"node": 0, "site": 1}
 
@@ -72,6 +74,18 @@ class Live:
             self.verdict = fields
             return True
         return False
+
+    def farewell(self, host: str, end: Fields) -> Tuple[str, Fields]:
+        """What the other nodes are told when the end of the part on ``host`` ends them all.
+
+        Returns kind and fields of the message. Nothing is worth saving after a failure; but a
+        part that was warned and left must not cost the first node its last checkpoint.
+        """
+        reason = f"it ended on node {host}: {end.get('reason')}"
+        fields: Fields = {"attempt": self.order.attempt, "reason": reason}
+        if self.nodes_min is None and end.get("state") in _WARNED:
+            return "give_back", fields
+        return "stop", {**fields, "outcome": "cancelled"}
 
     def outcome(self) -> Fields:
         """The one end made of all: the first bad one, else that of the first node.

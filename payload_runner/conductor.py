@@ -361,7 +361,7 @@ class Conductor:
         live = self._live.get(attempt)
         if live is not None:
             self._resizing.end(live)
-            self._stop_on_nodes(live, fields)
+            self._stop_on_nodes(live, "stop", fields)
         elif attempt in self._orders:
             self._placement.withdraw(attempt)
             del self._orders[attempt]
@@ -369,9 +369,9 @@ class Conductor:
             end = AttemptEnded(attempt, state, reason=str(fields.get("reason", "")))
             self._settled.end(attempt, to_fields(end))
 
-    def _stop_on_nodes(self, live: Live, fields: Fields) -> None:
+    def _stop_on_nodes(self, live: Live, kind: str, fields: Fields) -> None:
         for node in live.outstanding():
-            self._send(node, "stop", fields)
+            self._send(node, kind, fields)
         self._never_launch(live)
 
     def _never_launch(self, live: Live) -> None:
@@ -468,9 +468,9 @@ class Conductor:
         if self._resizing.left(live, node, fields, draining=self.drain is not None):
             self._dirty = True
         elif live.end_on(node, fields) or live.nodes_min is not None:
-            reason = f"it ended on node {self._hosts.get(node, node)}: {fields.get('reason')}"
-            stop = {"attempt": attempt, "outcome": "cancelled", "reason": reason}
-            self._stop_on_nodes(live, stop)
+            # At the end of the allocation all were told already, and have until then.
+            if live.nodes_min is not None or self.drain is None or self.drain.deadline is None:
+                self._stop_on_nodes(live, *live.farewell(str(self._hosts.get(node, node)), fields))
             if live.launch is Launch.RUNNING and node in self._gone:
                 self._launcher.abort(attempt)  # it may wait for the lost one for ever
         if node not in self._gone:
