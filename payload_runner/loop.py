@@ -6,7 +6,7 @@ import heapq
 import itertools
 import logging
 import os
-import selectors
+import select
 import signal
 import time
 from typing import Callable, Dict, List, Optional, Tuple
@@ -36,7 +36,7 @@ class Loop:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.now = monotonic
         self.worker = Worker()
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
         self._calls: Dict[int, Call] = {}
         self._timers: List[Tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
@@ -47,11 +47,11 @@ class Loop:
 
     def watch(self, fd: int, call: Call) -> None:
         """Call when ``fd`` is readable or closed by its other side."""
-        self._selector.register(fd, selectors.EVENT_READ, call)
+        self._epoll.register(fd, select.EPOLLIN)
         self._calls[fd] = call
 
     def unwatch(self, fd: int) -> None:
-        self._selector.unregister(fd)
+        self._epoll.unregister(fd)
         del self._calls[fd]
 
     def call_at(self, when: float, call: Call) -> Timer:
@@ -71,10 +71,10 @@ class Loop:
 
     def turn(self, timeout_s: Optional[float] = None) -> None:
         """Wait for at most ``timeout_s`` (None: as long as nothing happens), then call once."""
-        for key, _ in self._selector.select(self._wait_s(timeout_s)):
+        calls = self._calls
+        for fd, call in [(fd, calls[fd]) for fd, _ in self._epoll.poll(self._wait_s(timeout_s))]:
             # An earlier call of this turn may have closed it, and its number may be another's.
-            call = self._calls.get(key.fd)
-            if call is not None and call is key.data:
+            if calls.get(fd) is call:
                 _run(call)
         self._run_timers()
 
@@ -84,7 +84,7 @@ class Loop:
             signal.set_wakeup_fd(-1)
         for number in self._signals:
             signal.signal(number, signal.SIG_DFL)
-        self._selector.close()
+        self._epoll.close()
         for fd in (self._wake_end, self._write_end):
             os.close(fd)
 

@@ -43,7 +43,7 @@ from payload_runner.protocol import (
 from payload_runner.relaying import HINT_FILE, Reporter, Saver
 from payload_runner.seats import Play, Seat, Seats, address_of
 from payload_runner.stopping import Stop, Times, over_memory, over_time, plan_stop, verdict_of
-from payload_runner.workplace import remove_if_plain
+from payload_runner.workplace import remove_if_plain, usual_files
 
 STOP_FILE = ".harvester-stop"  # client.py looks for it
 MEMORY_LOOK_S = 1.0
@@ -474,7 +474,7 @@ class Payload:
 
     def _remove_workdir(self) -> None:
         workdir = self._workdir
-        if not remove_if_plain(workdir):
+        if not remove_if_plain(workdir, usual_files(self._spec)):
             # A node may be lent to the same payload again before the thread gets there.
             aside = self._node.workplace.set_aside(self.order.attempt)
             self._loop.worker.submit(lambda: shutil.rmtree(aside, ignore_errors=True), _nothing)

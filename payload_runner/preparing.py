@@ -57,9 +57,7 @@ def refusal(order: Order, spec: PayloadSpec) -> Optional[Verdict]:
     try:
         check_attempt(order.attempt)
         environment.fill_command(spec.command, order.segment)
-        for name in (spec.output_name, spec.meta_name, spec.metrics_name):
-            if name is not None:
-                _stay_inside(name)
+        _stay_inside(spec.output_name, spec.meta_name, spec.metrics_name)
     except (BadRecord, environment.BadSegment, Refused) as error:
         return Verdict("failed", "point", str(error))
     if spec.contract not in CONTRACTS:
@@ -207,11 +205,14 @@ def _seen_as(spec: PayloadSpec, workdir: Path) -> str:
     return str(workdir) if spec.container is None else CONTAINER_WORKDIR
 
 
-def _stay_inside(name: str) -> None:
-    try:
-        relative_name(name)
-    except Refused:
-        raise Refused(f"file name {name!r:.200} leaves the working directory") from None
+@lru_cache(maxsize=256)
+def _stay_inside(*names: Optional[str]) -> None:
+    for name in names:
+        try:
+            if name is not None:
+                relative_name(name)
+        except Refused:
+            raise Refused(f"file name {name!r:.200} leaves the working directory") from None
 
 
 def _restore(node: Node, order: Order, spec: PayloadSpec, rule: CheckpointRule) -> Optional[str]:

@@ -16,7 +16,6 @@ from typing import (
     Dict,
     FrozenSet,
     Iterable,
-    Iterator,
     List,
     Mapping,
     Optional,
@@ -40,6 +39,7 @@ RESET_SIGNALS = (
     signal.SIGCHLD,
 )
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+_PROC_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,18 @@ def spawn(
     Raises:
         OSError: it could not be started.
     """
-    with _inside(workdir), _pinned(cores):
+    home = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    own = os.sched_getaffinity(0) if cores else cores
+    try:
+        os.chdir(workdir)
+        if cores:
+            os.sched_setaffinity(0, cores)
         return _posix_spawn(argv, environment, stdout, stderr)
+    finally:
+        if cores:
+            os.sched_setaffinity(0, own)
+        os.fchdir(home)
+        os.close(home)
 
 
 def send_group(group: int, number: int) -> None:
@@ -128,8 +138,7 @@ def children(known: Container[int]) -> List[int]:
     """
     me = os.getpid()
     try:
-        with open(f"/proc/{me}/task/{me}/children", "rb") as file:
-            found = [int(word) for word in file.read().split()]
+        found = [int(word) for word in _read_proc(f"{me}/task/{me}/children").split()]
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN
         found = [item.pid for item in all_processes() if item.parent == me]
     return [pid for pid in found if pid not in known]
@@ -138,8 +147,7 @@ def children(known: Container[int]) -> List[int]:
 def attempt_of(pid: int) -> Optional[str]:
     """The attempt that a process belongs to by its environment, or None."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            data = b"\0" + file.read()
+        data = b"\0" + _read_proc(f"{pid}/environ")
     except OSError:
         return None
     start = data.find(b"\0" + MARKER.encode() + b"=")
@@ -174,8 +182,7 @@ def marked(attempt: str, agent: str) -> List[int]:
         if not name.isdigit():
             continue
         try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                words = file.read().split(b"\0")
+            words = _read_proc(f"{name}/environ").split(b"\0")
         except OSError:
             continue
         if all(word in words for word in wanted):
@@ -253,6 +260,24 @@ def memory_mb(members: Sequence[Process], limit_mb: float) -> float:
     return sum(_proportional_mb(item) for item in members)
 
 
+def _read_proc(name: str) -> bytes:
+    """A file of the process table; without Python's buffers, which cost more than the reading.
+
+    Raises:
+        OSError: it cannot be read, mostly as the process is gone.
+    """
+    fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while True:
+            part = os.read(fd, _PROC_BYTES)
+            parts.append(part)
+            if len(part) < _PROC_BYTES // 2:  # the kernel hands out whole pages
+                return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
 def _children_of(pid: int) -> List[int]:
     found: List[int] = []
     try:
@@ -261,8 +286,7 @@ def _children_of(pid: int) -> List[int]:
         return found
     for thread in threads:
         try:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                found += [int(word) for word in file.read().split()]
+            found += [int(word) for word in _read_proc(f"{pid}/task/{thread}/children").split()]
         except OSError:
             continue
     return found
@@ -270,8 +294,7 @@ def _children_of(pid: int) -> List[int]:
 
 def _read_stat(name: str) -> Optional[Process]:
     try:
-        with open(f"/proc/{name}/stat", "rb") as file:
-            data = file.read()
+        data = _read_proc(f"{name}/stat")
     except OSError:
         return None
     words = data[data.rfind(b")") + 2 :].split()  # the command's name may hold anything
@@ -319,30 +342,6 @@ def _posix_spawn(
             setsigmask=(),
             setsigdef=RESET_SIGNALS,
         )
-
-
-@contextlib.contextmanager
-def _inside(workdir: str) -> Iterator[None]:
-    home = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.chdir(workdir)
-        yield
-    finally:
-        os.fchdir(home)
-        os.close(home)
-
-
-@contextlib.contextmanager
-def _pinned(cores: FrozenSet[int]) -> Iterator[None]:
-    if not cores:
-        yield
-        return
-    own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, own)
 
 
 AGENT_MARKER = "HARVESTER_AGENT"

@@ -20,10 +20,14 @@ from payload_runner.transport import Message
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 ACK_EVERY = 64  # acknowledgements only bound the memory of the other side
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024  # below what the C library asks the kernel for anew each time
 # A host that vanished without a word is noticed after about 10 + 4 * 5 s.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 _USER_TIMEOUT_MS = 30_000
+
+
+# One for all: making an encoder costs as much as a frame.
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Closed(Exception):
@@ -145,7 +149,7 @@ class Stream:
 
 def encode_line(value: Any) -> bytes:
     """One line of JSON. Raises ValueError for NaN and Infinity."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return _encode(value).encode("ascii") + b"\n"
 
 
 def decode_frame(conversation: Conversation, line: bytes) -> Optional[Message]:

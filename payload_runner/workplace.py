@@ -15,13 +15,14 @@ import shutil
 import stat
 import threading
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 from payload_runner.commits import Broken, digest, fetch
 from payload_runner.protocol import InputFile, Order, PayloadSpec, SpoolPaths
 
 _IN_MEMORY_BYTES = 64 * 1024
 _PLAIN_FILES = 16  # so many are removed faster than a thread is woken
+_FIRST_READ_BYTES = 16 * 1024  # what nearly every file fits in
 _IN_MEMORY_TOTAL = 2 * 1024 * 1024
 
 
@@ -86,11 +87,12 @@ class Workplace:
         for item in spec.files:
             self._check(item)
         workdir = self.directory(order.attempt)
-        workdir.mkdir(mode=0o700)
+        place = str(workdir)
+        os.mkdir(place, 0o700)
         for item in spec.files:
-            self._place(item, _target(workdir, item.name))
-        _write(_target(workdir, spec.training_name), _json(list(spec.training_files)), 0o600)
-        _write(_target(workdir, spec.input_name), _json(order.parameters), 0o600)
+            self._place(item, _target(place, item.name))
+        _write(_target(place, spec.training_name), _training_json(spec.training_files), 0o600)
+        _write(_target(place, spec.input_name), _encode(order.parameters).encode(), 0o600)
         return workdir
 
     @property
@@ -122,7 +124,7 @@ class Workplace:
             self._small[item.sha256] = data
             self._small_bytes += len(data)
 
-    def _place(self, item: InputFile, target: Path) -> None:
+    def _place(self, item: InputFile, target: str) -> None:
         # Copies, not hard links: a payload may write to its files.
         mode = 0o700 if item.executable else 0o600
         data = self._small.get(item.sha256)
@@ -130,12 +132,29 @@ class Workplace:
             _write(target, data, mode)
         else:
             shutil.copyfile(self._source(item), target)
-            target.chmod(mode)
+            os.chmod(target, mode)
 
 
-def remove_if_plain(directory: Path) -> bool:
-    """Remove a directory that holds a few files and nothing else; False where that is not so."""
+def usual_files(spec: PayloadSpec) -> List[str]:
+    """What a payload that does nothing unusual leaves in its working directory itself."""
+    names = [item.name for item in spec.files]
+    names += [spec.training_name, spec.input_name, spec.output_name]
+    # What lies deeper may be reached through a link of the payload's by now.
+    return [name for name in names if "/" not in name]
+
+
+def remove_if_plain(directory: Path, likely: Iterable[str] = ()) -> bool:
+    """Remove a directory that holds a few files and nothing else; False where that is not so.
+
+    ``likely``: files that are probably there; where they are all there is, it need not be read.
+    """
     try:
+        for name in likely:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+            return True
         with os.scandir(directory) as items:
             names = [item.name for item in itertools.islice(items, _PLAIN_FILES + 1)]
         if len(names) > _PLAIN_FILES:
@@ -160,12 +179,17 @@ def read_bounded(path: Path, limit_bytes: int, *, within: Optional[Path] = None)
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
             return None
         if within is not None:
             _refuse_outside(fd, within)
-        return file.read(limit_bytes + 1)
+        return _read_all(fd, limit_bytes + 1)
+    finally:
+        os.close(fd)
 
 
 def read_plain(path: Path, limit_bytes: int, *, within: Path) -> Optional[bytes]:
@@ -174,6 +198,21 @@ def read_plain(path: Path, limit_bytes: int, *, within: Path) -> Optional[bytes]
     if data is None and os.path.lexists(path):
         raise OSError(errno.EINVAL, f"it is {_kind(path)}, not a plain file")
     return data
+
+
+def _read_all(fd: int, limit_bytes: int) -> bytes:
+    """The file up to a limit. Most are small: room for the limit is only made when it is needed."""
+    data = os.read(fd, min(_FIRST_READ_BYTES, limit_bytes))
+    if len(data) < _FIRST_READ_BYTES:
+        return data
+    parts, left = [data], limit_bytes - len(data)
+    while left > 0:
+        data = os.read(fd, left)
+        if not data:
+            break
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)
 
 
 def _kind(path: Path) -> str:
@@ -211,11 +250,11 @@ def usage_bytes(directory: Path, max_files: int = 50_000) -> int:
     return total
 
 
-def _target(workdir: Path, name: str) -> Path:
+def _target(workdir: str, name: str) -> str:
     parts = _parts(name)
     if len(parts) > 1:
-        workdir.joinpath(*parts[:-1]).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return workdir.joinpath(*parts)
+        Path(workdir, *parts[:-1]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return os.path.join(workdir, *parts)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -226,15 +265,20 @@ def _parts(name: str) -> Tuple[str, ...]:
     return path.parts
 
 
-def _json(value: Any) -> bytes:  # Any: the point is JSON of the user's choice
-    return json.dumps(value, allow_nan=False).encode()
+# The point is JSON of the user's choice. Making an encoder costs as much as using it.
+_encode = json.JSONEncoder(allow_nan=False).encode
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+@functools.lru_cache(maxsize=16)
+def _training_json(names: Tuple[str, ...]) -> bytes:
+    return _encode(list(names)).encode()
+
+
+def _write(path: str, data: bytes, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        written = os.write(fd, data)
+        while written < len(data):
+            written += os.write(fd, data[written:])
     finally:
         os.close(fd)

@@ -13,7 +13,13 @@ import pytest
 from payload_runner.commits import Broken, commit, digest, fetch
 from payload_runner.loop import Loop
 from payload_runner.protocol import InputFile, Order, PayloadSpec, SpoolPaths
-from payload_runner.workplace import Workplace, read_bounded, remove_if_plain, usage_bytes
+from payload_runner.workplace import (
+    Workplace,
+    read_bounded,
+    remove_if_plain,
+    usage_bytes,
+    usual_files,
+)
 
 
 class Clock:
@@ -185,6 +191,9 @@ def test_bounded_reading_says_when_there_is_more(tmp_path: Path) -> None:
     assert read_bounded(tmp_path / "none", 5) is None
     os.mkfifo(tmp_path / "fifo")
     assert read_bounded(tmp_path / "fifo", 5) is None
+    path.write_bytes(bytes(range(256)) * 1000)
+    assert read_bounded(path, 1_000_000) == path.read_bytes()
+    assert read_bounded(path, 100_000) == path.read_bytes()[:100_001]
 
 
 def test_only_plain_directories_are_removed_at_once(tmp_path: Path) -> None:
@@ -198,6 +207,24 @@ def test_only_plain_directories_are_removed_at_once(tmp_path: Path) -> None:
     (deep / "sub").mkdir(parents=True)
     assert not remove_if_plain(deep)
     assert (deep / "sub").exists()
+
+
+def test_files_that_were_likely_and_are_not_there_do_not_keep_a_directory(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "output.json").touch()
+    (plain / "more").touch()
+    assert remove_if_plain(plain, ["input.json", "output.json"])
+    assert not plain.exists()
+    odd = tmp_path / "odd"
+    (odd / "output.json").mkdir(parents=True)
+    assert not remove_if_plain(odd, ["output.json"])
+
+
+def test_only_files_of_the_directory_itself_are_likely() -> None:
+    files = (InputFile("train.py", "0" * 64, 1), InputFile("lib/model.py", "1" * 64, 1))
+    spec = PayloadSpec("p", "true", files=files)
+    assert usual_files(spec) == ["train.py", "input_ds.json", "input.json", "output.json"]
 
 
 def test_usage_counts_what_is_on_the_disk(tmp_path: Path) -> None:
