@@ -182,6 +182,7 @@ class TestTransportPort:
         bench.leader_gets(lambda: len(bench.got) >= 10_001)
         assert time.process_time() - began < 5.0
 
+    @pytest.mark.fault("hostile")
     def test_an_agent_with_another_secret_is_never_heard(self, bench: Bench) -> None:
         stranger = bench.join(0, "bb", b"6" * 64)
 
@@ -215,6 +216,7 @@ class TestTransportPort:
         assert bench.port.lost() == []
         gone.close()
 
+    @pytest.mark.fault("leader killed")
     def test_an_agent_whose_leader_goes_finds_its_link_lost(self, bench: Bench) -> None:
         link = bench.joined(0)
         bench.port.close()
@@ -268,6 +270,7 @@ def test_a_fault_in_the_secret_handshake_never_stops_the_leader() -> None:
     bench.port.close()
 
 
+@pytest.mark.fault("hostile")
 def test_the_secret_never_crosses_the_wire(tmp_path: Path) -> None:
     bench = file_bench(tmp_path, local=True)
     bench.joined(0)

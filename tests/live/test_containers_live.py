@@ -87,6 +87,7 @@ exit 1
 """
 
 
+@pytest.mark.fault("hostile")
 def test_hostile_payload_reaches_neither_home_nor_spool_nor_tokens(
     agent: AgentProcess, tmp_path: Path, secret: str
 ) -> None:
@@ -118,6 +119,7 @@ def test_payload_finds_its_files_and_its_result_comes_out(agent: AgentProcess) -
     assert processes_of(ATTEMPT) + processes_of(NEXT_ATTEMPT) == []
 
 
+@pytest.mark.fault("time or memory limit passed")
 def test_memory_of_everything_in_the_container_counts(agent: AgentProcess) -> None:
     slot = Slot(node=0, hosts=("node0",), memory_mb=100)
     # What holds the memory keeps it until somebody reads: the limit is looked at now and then.
@@ -138,6 +140,7 @@ def test_program_in_the_container_hears_that_it_is_to_end(agent: AgentProcess) -
     assert (ended.state, ended.loss) == ("succeeded", 3.0)
 
 
+@pytest.mark.fault("deaf to signals")
 def test_container_that_hears_nothing_is_killed(agent: AgentProcess, runtime: Runtime) -> None:
     podman = runtime.podman
     before = _containers(podman) if podman else set()
@@ -152,6 +155,7 @@ def test_container_that_hears_nothing_is_killed(agent: AgentProcess, runtime: Ru
         wait_until(lambda: _containers(podman) <= before, 60)
 
 
+@pytest.mark.fault("agent killed")
 def test_container_ends_with_its_agent(agent: AgentProcess) -> None:
     agent.start("touch ready; sleep 1000; true", ATTEMPT, container=IMAGE)
     agent.wait_while_listening(lambda: any(agent.spool.work.glob(f"*/{ATTEMPT}/ready")), 30)
@@ -180,6 +184,7 @@ def test_replay_runs_in_the_same_container(
     assert capfd.readouterr().out == "/srv/workDir\n"
 
 
+@pytest.mark.fault("image or runtime broken")
 def test_missing_image_is_told_with_what_to_do(agent: AgentProcess) -> None:
     ended = agent.run("true", container=Container("docker://other:2"))
     assert (ended.state, ended.blame) == ("failed", "site")

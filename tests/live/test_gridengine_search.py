@@ -79,6 +79,7 @@ def test_job_that_waits_or_is_held_says_so(grid: GridCluster) -> None:
         grid.control("qmod", "-e", *queues)
 
 
+@pytest.mark.fault("scheduler away")
 @pytest.mark.slow
 def test_qmaster_that_goes_away_in_mid_run_costs_nothing(
     grid: GridCluster, ordinary: Account
@@ -97,6 +98,7 @@ def test_qmaster_that_goes_away_in_mid_run_costs_nothing(
         assert len(books.attempts) == 8
 
 
+@pytest.mark.fault("node lost")
 @pytest.mark.slow
 def test_lost_node_costs_only_what_ran_there(grid: GridCluster, ordinary: Account) -> None:
     with GridSearch(grid, ordinary, nodes="1", jobs=1) as search:

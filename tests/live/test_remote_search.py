@@ -60,6 +60,7 @@ class FarSearch(Search):
         return found
 
 
+@pytest.mark.fault("connection to the site cut")
 def test_search_goes_on_when_the_connection_is_cut_and_opened_again(
     slurm_cluster: SlurmCluster, far: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

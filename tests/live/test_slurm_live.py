@@ -282,6 +282,7 @@ def test_accounting_daemon_away_is_an_error_and_only_for_accounting(bench: Bench
     assert wait_until(lambda: bench.batch.ended([job], []), 60)[0].job_id == job
 
 
+@pytest.mark.fault("scheduler away")
 def test_controller_away_is_an_error_for_every_call_and_jobs_are_there_afterwards(
     bench: Bench,
 ) -> None:
@@ -338,6 +339,7 @@ def test_options_of_a_scrontab_entry_are_options_of_slurm(bench: Bench) -> None:
     assert f"StdOut={log.replace('%', '%%')}\n" in shown
 
 
+@pytest.mark.fault("node lost")
 def test_lost_node_ends_its_job_as_the_nodes_failure(bench: Bench) -> None:
     job = bench.submit(replace(bench.job("sleep", "600"), exclude_nodes=("node1", "node2")))
     assert bench.wait_for(job, JobState.RUNNING).node_names == "node3"

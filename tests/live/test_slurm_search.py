@@ -57,6 +57,7 @@ def test_one_query_serves_all_jobs_and_is_counted(slurm_cluster: SlurmCluster) -
         assert shown["queries_allowed"] == 40
 
 
+@pytest.mark.fault("walltime or preemption")
 def test_payload_that_the_walltime_cuts_goes_on_in_the_next_allocation(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
@@ -74,6 +75,7 @@ def test_payload_that_the_walltime_cuts_goes_on_in_the_next_allocation(
             assert last["resumed_from"] == cut[-1]["n"]
 
 
+@pytest.mark.fault("second job of a tag, or requeued")
 @pytest.mark.slow
 def test_requeued_job_takes_up_its_work_under_its_old_id(
     slurm_cluster: SlurmCluster, ordinary: Account
@@ -126,6 +128,7 @@ def test_job_that_waits_or_is_held_says_why(slurm_cluster: SlurmCluster, tmp_pat
         subprocess.run(["scancel", blocker], check=True)
 
 
+@pytest.mark.fault("daemon killed")
 def test_daemon_that_dies_between_submission_and_record_finds_its_job_again(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
@@ -142,6 +145,7 @@ def test_daemon_that_dies_between_submission_and_record_finds_its_job_again(
         assert len(search.calls("sbatch")) == 1
 
 
+@pytest.mark.fault("scheduler away")
 @pytest.mark.slow
 def test_search_goes_on_without_the_accounting_daemon(
     slurm_cluster: SlurmCluster, ordinary: Account
@@ -157,6 +161,7 @@ def test_search_goes_on_without_the_accounting_daemon(
         slurm_cluster.heal()
 
 
+@pytest.mark.fault("scheduler away")
 @pytest.mark.slow
 def test_nothing_is_submitted_while_the_controller_is_away(
     slurm_cluster: SlurmCluster, ordinary: Account
@@ -175,6 +180,7 @@ def test_nothing_is_submitted_while_the_controller_is_away(
         slurm_cluster.heal()
 
 
+@pytest.mark.fault("scheduler away")
 @pytest.mark.slow
 def test_controller_that_goes_away_in_mid_run_costs_nothing(
     slurm_cluster: SlurmCluster, ordinary: Account
@@ -193,6 +199,7 @@ def test_controller_that_goes_away_in_mid_run_costs_nothing(
         assert len(books.attempts) == 24
 
 
+@pytest.mark.fault("node lost")
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "victim"), [("1", "first"), ("3", "last")])
 def test_lost_node_costs_only_what_ran_there(

@@ -190,6 +190,7 @@ def test_one_allocation_runs_every_kind_of_payload(
         assert rows == {f"node{node}:{gpu}" for node in (1, 2, 3) for gpu in range(4)}
 
 
+@pytest.mark.fault("MPI job lost")
 @pytest.mark.slow
 def test_search_goes_on_when_the_mpi_job_that_carries_it_is_lost(
     slurm_cluster: SlurmCluster, ordinary: Account

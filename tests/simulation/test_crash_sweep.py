@@ -11,6 +11,7 @@ import contextlib
 import re
 import resource
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,19 +78,28 @@ def crash_at(index: Path, number: int, *, after: bool) -> None:
         raise AssertionError(f"crash {side} effect {number} ({point.effects[-1]})") from error
 
 
+@pytest.mark.fault("daemon killed")
 @pytest.mark.timeout(600)  # 40 s alone, three times that on a busy machine
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_crash_at_any_kind_of_effect_changes_no_result(tmp_path: Path, after: bool) -> None:
-    for number in chosen_effects(undisturbed_effects(tmp_path)):
+def test_a_crash_at_any_kind_of_effect_changes_no_result(
+    tmp_path: Path, after: bool, record_property: Callable[[str, object], None]
+) -> None:
+    chosen = chosen_effects(undisturbed_effects(tmp_path))
+    for tries, number in enumerate(chosen, start=1):
+        record_property("tries", tries)
         crash_at(tmp_path / f"index-{number}", number, after=after)
 
 
+@pytest.mark.fault("daemon killed")
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_crash_at_every_effect_changes_no_result(tmp_path: Path, after: bool) -> None:
+def test_a_crash_at_every_effect_changes_no_result(
+    tmp_path: Path, after: bool, record_property: Callable[[str, object], None]
+) -> None:
     # A killed daemon closes nothing, and here they all live in one process.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for number in range(1, len(undisturbed_effects(tmp_path)) + 1):
+        record_property("tries", number)
         crash_at(tmp_path / f"index-{number}", number, after=after)

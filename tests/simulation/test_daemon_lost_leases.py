@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from harvester.simulation.central import CentralFaults
 from harvester.simulation.world import parameters_of
 from tests.simulation.daemon_world import DAY_S, small_world, status_of
@@ -12,6 +14,7 @@ from tests.simulation.daemon_world import DAY_S, small_world, status_of
 MANY = 8000
 
 
+@pytest.mark.fault("daemon killed")
 def test_a_daemon_that_comes_back_after_its_leases_ran_out_asks_anew(tmp_path: Path) -> None:
     world = small_world(tmp_path, lease_s=3600.0)
     first = world.daemon()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from harvester.daemon import Daemon
 from harvester.effects import InlineEffects
 from harvester.errors import BatchUnavailable
@@ -28,6 +30,7 @@ def _never_order(facts: PlanInput) -> Plan:
     return replace(plan(facts), orders=(), close=(), cancel=())
 
 
+@pytest.mark.fault("launcher broken")
 def test_allocations_that_start_nothing_are_not_followed_by_a_flood(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     daemon = Daemon(
@@ -84,6 +87,7 @@ def test_submissions_by_hand_use_up_the_hourly_budget(tmp_path: Path) -> None:
     assert not world.cluster.jobs
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 def test_breaker_stays_open_while_the_list_stays_empty(tmp_path: Path) -> None:
     world = small_world(tmp_path, wait_s=lambda job: 10 * HOUR_S)
     daemon = world.daemon()
@@ -101,6 +105,7 @@ def test_breaker_stays_open_while_the_list_stays_empty(tmp_path: Path) -> None:
     assert status_of(world)["budgets"]["breaker"] == breaker
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 def test_job_that_is_listed_again_after_it_was_held_for_ended_takes_its_place(
     tmp_path: Path,
 ) -> None:

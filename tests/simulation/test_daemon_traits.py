@@ -49,6 +49,7 @@ def test_the_status_is_what_its_schema_says(tmp_path: Path) -> None:
     jsonschema.validate(status_of(world), json.loads(schema.read_text()))
 
 
+@pytest.mark.fault("two daemons")
 def test_a_second_daemon_refuses_with_the_name_of_the_first(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     first = world.daemon()
@@ -64,6 +65,7 @@ def test_a_second_daemon_refuses_with_the_name_of_the_first(tmp_path: Path) -> N
         both()
 
 
+@pytest.mark.fault("daemon paused")
 def test_a_daemon_that_slept_for_an_hour_does_nothing_more(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     sleeper = world.daemon()
@@ -187,6 +189,7 @@ def status_of_running(world: World) -> list[str]:
     return [point["attempt"] for point in status_of(world)["points"]]
 
 
+@pytest.mark.fault("answer lost or repeated")
 def test_a_result_that_comes_after_its_attempt_was_lost_counts_once(tmp_path: Path) -> None:
     """The job is declared ended while the login node cannot see its last events yet."""
     world = small_world(tmp_path)

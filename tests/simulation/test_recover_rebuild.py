@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from harvester.recover import Sources, open_store, rebuild
 from harvester.simulation.world import World
 from harvester.site import Budgets
@@ -16,6 +18,7 @@ def sources(world: World) -> Sources:
     return Sources(world.login, world.spool, world.scenario.site.state_dir)
 
 
+@pytest.mark.fault("index lost or damaged")
 def test_a_rebuilt_index_equals_the_one_that_was_lost(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     daemon = world.daemon()
@@ -30,6 +33,7 @@ def test_a_rebuilt_index_equals_the_one_that_was_lost(tmp_path: Path) -> None:
     assert rebuilt.dump() == before
 
 
+@pytest.mark.fault("index lost or damaged")
 def test_an_index_lost_in_the_middle_costs_nothing(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     first = world.daemon()
@@ -41,6 +45,7 @@ def test_an_index_lost_in_the_middle_costs_nothing(tmp_path: Path) -> None:
     assert all(point.state in ("done", "failed") for point in world.central.points.values())
 
 
+@pytest.mark.fault("index lost or damaged")
 def test_an_index_lost_gives_no_submission_of_the_hour_back(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     budgets = Budgets(submissions_per_hour=1, jobs_in_flight=2)
@@ -56,6 +61,7 @@ def test_an_index_lost_gives_no_submission_of_the_hour_back(tmp_path: Path) -> N
     assert len(world.cluster.jobs) == 1
 
 
+@pytest.mark.fault("index lost or damaged")
 def test_an_index_that_is_no_database_is_rebuilt(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     first = world.daemon()
@@ -66,6 +72,7 @@ def test_an_index_that_is_no_database_is_rebuilt(tmp_path: Path) -> None:
     assert set(world.central.books.told.values()) == {1}
 
 
+@pytest.mark.fault("index lost or damaged")
 def test_an_index_damaged_under_the_daemon_is_rebuilt_while_it_runs(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     daemon = world.daemon()
@@ -78,6 +85,7 @@ def test_an_index_damaged_under_the_daemon_is_rebuilt_while_it_runs(tmp_path: Pa
     assert set(world.central.books.told.values()) == {1}
 
 
+@pytest.mark.fault("index lost or damaged")
 def test_an_index_of_another_spool_is_not_believed(tmp_path: Path) -> None:
     Store.create(tmp_path / "index", "another").close()
     assert Store.open(tmp_path / "index", "ours") is None

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from harvester.batch.port import JobEnd, JobState
 from harvester.daemon import Daemon
 from harvester.model import JobId
@@ -43,6 +45,7 @@ def test_each_result_is_told_once_when_nothing_goes_wrong(tmp_path: Path) -> Non
     assert set(world.central.books.told.values()) == {1}
 
 
+@pytest.mark.fault("node lost")
 def test_a_lost_node_costs_only_time(tmp_path: Path) -> None:
     world = World(reference_scenario(tmp_path / "index"))
     daemon = world.daemon()
@@ -52,6 +55,7 @@ def test_a_lost_node_costs_only_time(tmp_path: Path) -> None:
     check_books(world)
 
 
+@pytest.mark.fault("node lost")
 def test_jobs_killed_without_a_word_cost_only_time(tmp_path: Path) -> None:
     world = World(reference_scenario(tmp_path / "index"))
     daemon = world.daemon()
@@ -62,12 +66,14 @@ def test_jobs_killed_without_a_word_cost_only_time(tmp_path: Path) -> None:
     check_books(world)
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 def test_late_visibility_between_hosts_changes_nothing(tmp_path: Path) -> None:
     world = World(reference_scenario(tmp_path / "index", visibility_s=30.0))
     world.run(world.daemon(), world.is_over, limit_s=DAY_S)
     check_books(world)
 
 
+@pytest.mark.fault("service away")
 def test_an_outage_of_the_central_service_is_caught_up_with(tmp_path: Path) -> None:
     world = World(reference_scenario(tmp_path / "index"))
     daemon = world.daemon()
@@ -78,6 +84,7 @@ def test_an_outage_of_the_central_service_is_caught_up_with(tmp_path: Path) -> N
     check_books(world)
 
 
+@pytest.mark.fault("scheduler away")
 def test_an_outage_of_the_scheduler_submits_nothing_twice(tmp_path: Path) -> None:
     world = World(reference_scenario(tmp_path / "index"))
     daemon = world.daemon()
@@ -88,6 +95,7 @@ def test_an_outage_of_the_scheduler_submits_nothing_twice(tmp_path: Path) -> Non
     check_books(world)
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 def test_a_queue_that_looks_empty_ends_nothing(tmp_path: Path) -> None:
     world = World(reference_scenario(tmp_path / "index"))
     daemon = world.daemon()
@@ -102,6 +110,7 @@ def test_a_queue_that_looks_empty_ends_nothing(tmp_path: Path) -> None:
     check_books(world)
 
 
+@pytest.mark.fault("walltime or preemption")
 def test_a_preempted_job_starts_anew_and_loses_only_time(tmp_path: Path) -> None:
     world = World(reference_scenario(tmp_path / "index"))
     daemon = world.daemon()

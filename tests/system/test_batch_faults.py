@@ -84,6 +84,7 @@ queries = pytest.mark.parametrize(("bench", "command"), QUERIES, indirect=["benc
 systems = pytest.mark.parametrize("bench", MAKERS, indirect=True)
 
 
+@pytest.mark.fault("scheduler away")
 @queries
 @pytest.mark.parametrize("fault", ["down", "garbage", "partial", "lost"])
 def test_query_that_fails_is_never_a_shorter_list(bench: Bench, command: str, fault: str) -> None:
@@ -94,6 +95,7 @@ def test_query_that_fails_is_never_a_shorter_list(bench: Bench, command: str, fa
         QUERIES[bench.system, command](bench.batch(), job)
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 @pytest.mark.parametrize(
     ("bench", "command"),
     [case for case in QUERIES if case not in SOUNDLY_EMPTY],
@@ -107,6 +109,7 @@ def test_no_answer_is_not_an_empty_list(bench: Bench, command: str) -> None:
         QUERIES[bench.system, command](bench.batch(), job)
 
 
+@pytest.mark.fault("scheduler away")
 @queries
 def test_command_that_hangs_is_given_up(bench: Bench, command: str) -> None:
     job = bench.submit()
@@ -125,6 +128,7 @@ def test_slow_answers_are_answers(bench: Bench) -> None:
     assert [seen.job_id for seen in bench.batch().observe().jobs] == [job]
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 @systems
 def test_stale_answers_show_the_jobs_of_before(bench: Bench) -> None:
     batch = bench.batch()
@@ -142,6 +146,7 @@ def test_stale_answers_show_the_jobs_of_before(bench: Bench) -> None:
     assert [seen.job_id for seen in batch.observe().jobs] == [job]
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 @systems
 @pytest.mark.parametrize("fault", ["down", "lost"])
 def test_cancellation_without_an_answer_does_not_count(bench: Bench, fault: str) -> None:
@@ -152,6 +157,7 @@ def test_cancellation_without_an_answer_does_not_count(bench: Bench, fault: str)
         bench.batch().cancel([job])
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 @systems
 def test_submission_whose_answer_is_lost_is_found_by_its_tag(bench: Bench) -> None:
     bench.cluster.fault(**{SUBMITS[bench.system]: "lost"})
@@ -163,6 +169,7 @@ def test_submission_whose_answer_is_lost_is_found_by_its_tag(bench: Bench) -> No
         assert [job.name for job in bench.batch().ended([], [TAG])] == [TAG]
 
 
+@pytest.mark.fault("scheduler answers wrongly")
 @systems
 @pytest.mark.parametrize("fault", ["down", "empty", "partial"])
 def test_submission_that_may_have_been_taken_is_not_a_refusal(bench: Bench, fault: str) -> None:
@@ -181,6 +188,7 @@ def test_greeting_before_the_job_id_is_harmless(bench: Bench) -> None:
     assert [seen.job_id for seen in bench.batch().observe().jobs] == [job]
 
 
+@pytest.mark.fault("scheduler away")
 @pytest.mark.parametrize(
     ("system", "command"),
     [

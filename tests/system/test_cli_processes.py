@@ -194,6 +194,7 @@ def test_life_of_a_task_by_hand(environ: Mapping[str, str], service: Path, task:
     assert "harvester task list" in done.stderr
 
 
+@pytest.mark.fault("token wrong, expired or unsafe")
 def test_wrong_token_is_77_and_not_printed(
     environ: Mapping[str, str], service: Path, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_daemon_asked_to_end_leaves_in_order(
     assert found["status"]["state"] == "stopped"
 
 
+@pytest.mark.fault("two daemons")
 def test_second_instance_is_refused_at_once_with_the_first_ones_name(
     environ: Mapping[str, str], running: Running
 ) -> None:
@@ -101,6 +102,7 @@ def test_second_instance_is_refused_at_once_with_the_first_ones_name(
             assert f"process {process.pid} on {os.uname().nodename} drives" in done.stderr
 
 
+@pytest.mark.fault("daemon killed")
 def test_killed_daemon_is_reported_dead_and_the_next_takes_over(
     environ: Mapping[str, str], running: Running
 ) -> None:
@@ -137,6 +139,7 @@ def test_hangup_reads_the_site_file_anew_and_keeps_the_old_one_if_it_is_wrong(
     assert allowed() == 77
 
 
+@pytest.mark.fault("token wrong, expired or unsafe")
 def test_hangup_while_the_token_is_replaced_ends_nothing(
     environ: Mapping[str, str], running: Running, tmp_path: Path
 ) -> None:
@@ -178,6 +181,7 @@ def test_service_manager_is_told_of_the_whole_life(running: Running, tmp_path: P
                 rest.append(link.recv(4096).decode())
 
 
+@pytest.mark.fault("service away")
 def test_single_round_without_a_service_is_no_failure(environ: Mapping[str, str]) -> None:
     done = call(environ, "run", "--once")
     assert done.returncode == 0
@@ -210,6 +214,7 @@ def test_single_round_without_a_spool_is_a_failure(
         make_daemon(load_site(str(mine), environ)).run_once(0.2)
 
 
+@pytest.mark.fault("index lost or damaged")
 def test_recover_rebuilds_a_lost_index(environ: Mapping[str, str], tmp_path: Path) -> None:
     assert call(environ, "recover").returncode == 66
     assert call(environ, "run", "--once").returncode == 0

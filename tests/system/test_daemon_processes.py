@@ -191,6 +191,7 @@ make_place(Path({root!r}), 6, {command!r}).daemon().run(threading.Event())
 """
 
 
+@pytest.mark.fault("daemon killed")
 def test_a_daemon_killed_while_payloads_run_is_followed_without_loss(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,6 +83,7 @@ def test_an_old_interpreter_without_any_packages_runs_an_allocation(make: Make) 
     assert allocation.events()[0].fields["python"].startswith("3.9.")
 
 
+@pytest.mark.fault("agent killed")
 def test_an_agent_killed_costs_only_what_ran_on_its_node(make: Make) -> None:
     allocation = make()
     allocation.define("sleep 60", shape=Shape(gpus_per_node=2))
@@ -99,6 +100,7 @@ def test_an_agent_killed_costs_only_what_ran_on_its_node(make: Make) -> None:
     wait_until(lambda: sorted(allocation.states().values()) == ["cancelled", "failed"])
 
 
+@pytest.mark.fault("walltime or preemption")
 def test_before_the_walltime_ends_payloads_are_cut_off_and_the_rest_handed_back(
     make: Make,
 ) -> None:
@@ -120,6 +122,7 @@ def test_before_the_walltime_ends_payloads_are_cut_off_and_the_rest_handed_back(
     assert allocation.of("allocation_ended")[0]["reason"] == "the walltime ends"
 
 
+@pytest.mark.fault("second job of a tag, or requeued")
 def test_a_second_job_of_a_tag_leaves_and_runs_nothing(make: Make) -> None:
     allocation = make()
     allocation.define("sleep 60")
@@ -131,6 +134,7 @@ def test_a_second_job_of_a_tag_leaves_and_runs_nothing(make: Make) -> None:
     assert allocation.events("1")
 
 
+@pytest.mark.fault("walltime or preemption")
 def test_a_signal_of_the_batch_system_preempts_what_runs(make: Make) -> None:
     allocation = make()
     allocation.define("sleep 60", warn_s=0.3, kill_s=0.3)
@@ -142,6 +146,7 @@ def test_a_signal_of_the_batch_system_preempts_what_runs(make: Make) -> None:
     assert allocation.states() == {"0": "preempted"}
 
 
+@pytest.mark.fault("walltime or preemption")
 def test_repeated_warnings_of_the_batch_system_count_as_one(make: Make, tmp_path: Path) -> None:
     """Grid Engine sends each of its warnings twice within a millisecond, and may send another."""
     allocation = make(nodes=1)
@@ -163,6 +168,7 @@ def test_repeated_warnings_of_the_batch_system_count_as_one(make: Make, tmp_path
     assert allocation.states() == {"0": "preempted"}
 
 
+@pytest.mark.fault("leader killed")
 @pytest.mark.parametrize("transport", ["tcp", "files"])
 def test_agents_of_a_killed_leader_end_their_payloads_and_leave(
     make: Make, tmp_path: Path, transport: str
@@ -208,6 +214,7 @@ def test_a_launcher_is_told_how_many_agents_and_numbers_them(
     assert allocation.of("node_lost") == []
 
 
+@pytest.mark.fault("launcher broken")
 @pytest.mark.parametrize(
     ("launcher", "says"),
     [
@@ -227,6 +234,7 @@ def test_a_launcher_that_fails_ends_the_allocation_and_hands_everything_back(
     assert allocation.of("allocation_ended")[0]["reason"] == "every node is lost"
 
 
+@pytest.mark.fault("two daemons")
 def test_orders_of_a_newer_epoch_are_obeyed_and_the_older_fenced(make: Make) -> None:
     allocation = make()
     allocation.define(OK)
@@ -263,6 +271,7 @@ def test_a_stop_file_drains_and_lets_what_runs_finish(make: Make, tmp_path: Path
     assert [fields["attempts"] for fields in allocation.of("handed_back")] == [["1.2.1.1"]]
 
 
+@pytest.mark.fault("second job of a tag, or requeued")
 def test_a_requeued_job_runs_what_is_left_and_nothing_twice(make: Make) -> None:
     allocation = make()
     allocation.define(OK)
@@ -313,6 +322,7 @@ def test_an_idle_allocation_uses_next_to_no_cpu(make: Make) -> None:
     wait_until(rests)  # not while it still starts
 
 
+@pytest.mark.fault("definition or order wrong")
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
@@ -343,6 +353,7 @@ def test_a_plan_that_cannot_be_read_is_refused_in_one_sentence(
     assert len(run.stderr.splitlines()) == 1
 
 
+@pytest.mark.fault("hostile")
 def test_the_secret_is_in_no_command_line_environment_or_log(make: Make) -> None:
     allocation = make()
     allocation.define("cat /proc/$PPID/cmdline; env; sleep 20")

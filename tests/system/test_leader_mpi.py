@@ -64,6 +64,7 @@ def test_payloads_on_two_nodes_end_with_their_results(make: Make) -> None:
     assert list(allocation.paths.incarnation("1", 0).root.glob("*box.*")) == []
 
 
+@pytest.mark.fault("MPI job lost")
 def test_lost_rank_costs_what_ran_and_fresh_agents_go_on_over_files(make: Make) -> None:
     allocation = make()
     allocation.define(
@@ -91,6 +92,7 @@ def test_lost_rank_costs_what_ran_and_fresh_agents_go_on_over_files(make: Make) 
     assert len(list(allocation.paths.incarnation("1", 0).root.glob("outbox.*"))) == 2
 
 
+@pytest.mark.fault("MPI job lost")
 def test_python_without_mpi4py_goes_on_over_files_at_once(make: Make) -> None:
     # Isolated from the packages of this environment, as a centre's own interpreter would be.
     allocation = make(launcher=("/bin/sh", "-c", NO_PACKAGES, str(MPIEXEC), "{nodes}"))

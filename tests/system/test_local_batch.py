@@ -203,6 +203,7 @@ def heard_by_listeners(bench: Bench, line: str) -> tuple[ObservedJob, list[str]]
     return end, heard
 
 
+@pytest.mark.fault("deaf to signals")
 def test_warning_then_sigterm_then_sigkill(bench: Bench) -> None:
     end, heard = heard_by_listeners(bench, f"exec {listener('script')}")
 
@@ -219,6 +220,7 @@ def test_only_the_script_itself_is_warned_but_all_are_told_to_end(bench: Bench) 
     assert sorted(heard[1:]) == ["child SIGTERM", "script SIGTERM"]
 
 
+@pytest.mark.fault("process group left")
 @pytest.mark.parametrize("way", ["env -i setsid sleep 61 &", "(setsid sleep 61 &) &"])
 def test_no_process_outlives_its_job(bench: Bench, way: str) -> None:
     job = bench.submit(f"{way} echo $$ > pid; exec sleep 60")
@@ -314,6 +316,7 @@ def test_walltime_is_kept_while_no_scheduler_lives(bench: Bench) -> None:
     assert bench.end(job).end is JobEnd.TIMED_OUT
 
 
+@pytest.mark.fault("node lost")
 def test_killed_shepherd_is_a_failed_node_and_its_job_ends_with_it(bench: Bench) -> None:
     job = bench.submit("env -i setsid sleep 61 & echo $$ > pid; sleep 60")
     bench.pid()

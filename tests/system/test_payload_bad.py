@@ -26,6 +26,7 @@ def attempt(request: pytest.FixtureRequest) -> str:
     return f"1.{zlib.crc32(request.node.name.encode())}.1.1"
 
 
+@pytest.mark.fault("result wrong or missing")
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
@@ -64,6 +65,7 @@ def test_a_result_may_be_a_link_to_a_file_of_its_own(agent: AgentProcess, attemp
     assert agent.run(command, attempt).loss == 2.0
 
 
+@pytest.mark.fault("hostile")
 def test_metadata_is_never_read_from_elsewhere(
     agent: AgentProcess, attempt: str, tmp_path: Path
 ) -> None:
@@ -75,6 +77,7 @@ def test_metadata_is_never_read_from_elsewhere(
     assert (ended.state, ended.metadata) == ("succeeded", None)
 
 
+@pytest.mark.fault("hostile")
 def test_the_stop_file_is_never_written_elsewhere(
     agent: AgentProcess, attempt: str, tmp_path: Path
 ) -> None:
@@ -89,6 +92,7 @@ def test_the_stop_file_is_never_written_elsewhere(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("process group left")
 def test_children_that_outlive_the_payload_are_killed(agent: AgentProcess, attempt: str) -> None:
     # In its group, in a session of its own, and as a daemon twice forked.
     ended = agent.run(
@@ -99,12 +103,14 @@ def test_children_that_outlive_the_payload_are_killed(agent: AgentProcess, attem
     assert processes_of(attempt) == []
 
 
+@pytest.mark.fault("process group left")
 def test_child_that_keeps_stdout_open_does_not_hold_up_the_end(
     agent: AgentProcess, attempt: str
 ) -> None:
     assert agent.run(f"(setsid sleep 1000 &); {GOOD}", attempt).state == "succeeded"
 
 
+@pytest.mark.fault("deaf to signals")
 def test_payload_that_ignores_sigterm_is_killed(agent: AgentProcess, attempt: str) -> None:
     agent.start("trap '' TERM; echo up; while :; do sleep 0.1; done", attempt, kill_s=0.3)
     agent.wait_for("attempt_started", attempt)
@@ -114,6 +120,7 @@ def test_payload_that_ignores_sigterm_is_killed(agent: AgentProcess, attempt: st
     assert processes_of(attempt) == []
 
 
+@pytest.mark.fault("output flooded")
 def test_flood_on_stdout_is_bounded_and_its_ends_are_kept(
     agent: AgentProcess, attempt: str
 ) -> None:
@@ -129,6 +136,7 @@ def test_flood_on_stdout_is_bounded_and_its_ends_are_kept(
     assert int(peak) < 64 * 1024
 
 
+@pytest.mark.fault("output flooded")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_floods_of_a_gigabyte_leave_their_ends_and_little_memory(
@@ -147,6 +155,7 @@ def test_two_floods_of_a_gigabyte_leave_their_ends_and_little_memory(
     assert int(peak) < 64 * 1024
 
 
+@pytest.mark.fault("output flooded")
 def test_flood_does_not_keep_others_waiting(agent: AgentProcess, attempt: str) -> None:
     agent.start("yes", f"{attempt}f")
     agent.wait_for("attempt_started", f"{attempt}f")
@@ -156,12 +165,14 @@ def test_flood_does_not_keep_others_waiting(agent: AgentProcess, attempt: str) -
     agent.outcome(f"{attempt}f")
 
 
+@pytest.mark.fault("time or memory limit passed")
 def test_time_limit_blames_the_point(agent: AgentProcess, attempt: str) -> None:
     ended = agent.run("sleep 100", attempt, time_limit_s=0.2, warn_s=0.1)
     reason = "ran longer than its limit of 0.2 s"
     assert (ended.state, ended.blame, ended.reason) == ("timed_out", "point", reason)
 
 
+@pytest.mark.fault("time or memory limit passed")
 def test_memory_limit_holds_for_the_whole_tree(agent: AgentProcess, attempt: str) -> None:
     hog = "import time; x = bytearray(60_000_000); time.sleep(60)"
     command = f"""for n in 1 2 3; do python3 -S -c '{hog}' & done; wait"""
@@ -172,12 +183,14 @@ def test_memory_limit_holds_for_the_whole_tree(agent: AgentProcess, attempt: str
     assert processes_of(attempt) == []
 
 
+@pytest.mark.fault("definition or order wrong")
 def test_segment_name_with_shell_words_is_refused(agent: AgentProcess, attempt: str) -> None:
     ended = agent.run("echo %SEGMENT_NAME", attempt, segment="a;touch /tmp/x")
     assert (ended.state, ended.blame) == ("failed", "point")
     assert "only letters, digits and ._- are allowed" in str(ended.reason)
 
 
+@pytest.mark.fault("definition or order wrong")
 def test_start_that_is_not_there_is_refused_by_name(agent: AgentProcess, attempt: str) -> None:
     from payload_runner.protocol import Shape
 
@@ -186,6 +199,7 @@ def test_start_that_is_not_there_is_refused_by_name(agent: AgentProcess, attempt
     assert "shape.start is 'ssh'" in str(ended.reason)
 
 
+@pytest.mark.fault("definition or order wrong")
 def test_input_that_was_tampered_with_blames_the_site(agent: AgentProcess, attempt: str) -> None:
     item = agent.add_input("train.py", b"print('good')")
     agent.spool.input(item.sha256).write_bytes(b"print('evil')")
@@ -194,6 +208,7 @@ def test_input_that_was_tampered_with_blames_the_site(agent: AgentProcess, attem
     assert "is not what" in str(ended.reason)
 
 
+@pytest.mark.fault("disk full on a node")
 def test_full_disk_of_others_blames_the_node_and_own_use_the_point(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -148,6 +148,7 @@ def test_large_metadata_becomes_a_file(agent: AgentProcess) -> None:
     assert json.loads(data) == {"a": "x" * 100000}
 
 
+@pytest.mark.fault("result wrong or missing")
 def test_metadata_over_the_limit_is_dropped_with_a_note(agent: AgentProcess) -> None:
     ended = agent.run(f"head -c 2000000 /dev/zero > m.json; {GOOD}", next(IDS), meta_name="m.json")
     assert ended.state == "succeeded"

@@ -114,6 +114,7 @@ def test_rank_that_fails_ends_the_others_and_its_words_are_told(make: Make) -> N
     assert processes_of(ATTEMPT) == []
 
 
+@pytest.mark.fault("walltime or preemption")
 def test_end_of_the_walltime_reaches_every_rank_and_keeps_the_checkpoint(make: Make) -> None:
     allocation = make(WAIT, idle_exit_s=1.0)
     allocation.order(POINT)
@@ -139,6 +140,7 @@ def test_stopped_payload_leaves_no_rank_and_no_launcher(make: Make) -> None:
     assert processes_of(ATTEMPT) == []
 
 
+@pytest.mark.fault("agent killed")
 def test_agent_that_dies_is_to_blame_and_its_ranks_go(make: Make) -> None:
     allocation = make(WAIT)
     allocation.order(POINT)
@@ -153,6 +155,7 @@ def test_agent_that_dies_is_to_blame_and_its_ranks_go(make: Make) -> None:
     assert processes_of(ATTEMPT) == []
 
 
+@pytest.mark.fault("launcher broken")
 def test_launcher_that_is_missing_blames_the_site(make: Make) -> None:
     allocation = make(SUM, mpi_launcher=("/nowhere/mpiexec", "-n", "{ranks}"))
     allocation.order(POINT)
@@ -163,6 +166,7 @@ def test_launcher_that_is_missing_blames_the_site(make: Make) -> None:
     assert "/nowhere/mpiexec" in ended["reason"]
 
 
+@pytest.mark.fault("launcher broken")
 def test_launcher_that_starts_nothing_blames_the_site_with_its_words(make: Make) -> None:
     says = ("/bin/sh", "-c", "echo no such partition >&2; exit 3")
     allocation = make(SUM, mpi_launcher=says)

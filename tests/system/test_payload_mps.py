@@ -88,6 +88,7 @@ def test_payloads_take_turns_where_it_does_not_start(start: Start, log: Path) ->
     assert len(log.read_text().splitlines()) == 1
 
 
+@pytest.mark.fault("agent killed")
 def test_daemon_does_not_outlive_an_agent_that_was_killed(start: Start) -> None:
     with start() as agent:
         place = Path(shown(agent, HALF)["CUDA_MPS_PIPE_DIRECTORY"])

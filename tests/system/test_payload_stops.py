@@ -78,6 +78,7 @@ def saved(agent: AgentProcess, attempt: str) -> CheckpointSaved:
     return from_fields(CheckpointSaved, agent.told("checkpoint", attempt)[-1])
 
 
+@pytest.mark.fault("walltime or preemption")
 @pytest.mark.parametrize("environment", [{}, {"ON_TERM": "1"}], ids=["deaf", "saves at SIGTERM"])
 def test_cut_off_payload_goes_on_from_its_checkpoint(
     tmp_path: Path, environment: dict[str, str]
@@ -107,6 +108,7 @@ def test_cut_off_payload_goes_on_from_its_checkpoint(
     assert int(match.group(1)) > 0
 
 
+@pytest.mark.fault("archive torn or tampered with")
 def test_tampered_checkpoint_means_a_start_from_zero_with_a_note(agent: AgentProcess) -> None:
     count(agent, ATTEMPT, ON_TERM="1")
     agent.drain(4.0)
@@ -141,6 +143,7 @@ def test_checkpoint_is_saved_while_the_payload_runs(agent: AgentProcess) -> None
     assert len(agent.told("checkpoint", ATTEMPT)) == 1
 
 
+@pytest.mark.fault("checkpoint over its limit")
 def test_refused_checkpoint_is_told_and_the_payload_goes_on(agent: AgentProcess) -> None:
     rule = CheckpointRule(("../state",), interval_s=0.1)
     assert agent.run(GOOD, ATTEMPT, checkpoint=rule).state == "succeeded"
@@ -159,6 +162,7 @@ def test_finishing_during_the_grace_is_a_success(agent: AgentProcess) -> None:
     assert agent.outcome(ATTEMPT).state == "succeeded"
 
 
+@pytest.mark.fault("deaf to signals")
 def test_warning_does_not_kill_who_does_not_know_it(agent: AgentProcess) -> None:
     """The shell has no handler; its child has one and needs a moment to save."""
     item = agent.add_input("child.sh", f"{SAVING}; {FOR_EVER}".encode())
@@ -261,6 +265,7 @@ def test_payload_that_ends_itself_by_a_signal_is_to_blame(agent: AgentProcess) -
     assert (end.state, end.blame) == ("failed", "point")
 
 
+@pytest.mark.fault("agent killed")
 def test_killed_agent_takes_its_payloads_with_it(agent: AgentProcess) -> None:
     agent.start("setsid sleep 1000 & sleep 1000", ATTEMPT)
     wait_until(lambda: len(processes_of(ATTEMPT)) >= 2)
@@ -268,6 +273,7 @@ def test_killed_agent_takes_its_payloads_with_it(agent: AgentProcess) -> None:
     wait_until(lambda: processes_of(ATTEMPT) == [])
 
 
+@pytest.mark.fault("leader killed")
 def test_agent_that_loses_its_leader_ends_its_payloads_and_leaves(tmp_path: Path) -> None:
     with AgentProcess(tmp_path) as agent:
         agent.start("sleep 1000", ATTEMPT, warn_s=0.1)

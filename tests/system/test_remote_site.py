@@ -179,6 +179,7 @@ def test_site_that_lets_nobody_in_says_what_ssh_says(bench: Bench) -> None:
     assert (bench.node.home / "log").read_text().count("Connection from") == before
 
 
+@pytest.mark.fault("connection to the site cut")
 def test_connection_that_dies_is_a_file_system_that_stalls(bench: Bench) -> None:
     site = bench.site()
     far = bench.remote(site)
@@ -216,6 +217,7 @@ class _LosesAnswers(Channel):
         return answer
 
 
+@pytest.mark.fault("connection to the site cut")
 @pytest.mark.parametrize("kind", ["log", "claim"])
 def test_creation_whose_answer_was_lost_is_ours_when_tried_again(bench: Bench, kind: str) -> None:
     far = bench.remote(bench.site())

@@ -52,6 +52,7 @@ LEASE = {"key": "k", "harvester": "h", "site": "s", "points": 1}
 RESULT = {"attempt": "1.1.1.1", "lease": "1.1.1", "state": "succeeded", "final": True, "loss": 1.0}
 
 
+@pytest.mark.fault("request wrong or too large")
 @pytest.mark.parametrize(
     ("path", "body", "status", "sentence"),
     [
@@ -120,6 +121,7 @@ def test_a_wrong_body_gets_one_clear_sentence(
     assert sentence in _sentence(answer)
 
 
+@pytest.mark.fault("request wrong or too large")
 @pytest.mark.parametrize(
     ("path", "status", "sentence"),
     [
@@ -144,6 +146,7 @@ def test_a_wrong_query_gets_one_clear_sentence(
     assert sentence in _sentence(answer)
 
 
+@pytest.mark.fault("token wrong, expired or unsafe")
 @pytest.mark.parametrize(
     "header",
     ["", "Bearer", "Bearer rubbish", "Bearer a.b.c", "Basic YTpi", "Bearer \xe9"],
@@ -155,11 +158,13 @@ def test_nobody_gets_in_without_a_good_token(service: RunningService, header: st
         assert "token" in _sentence(answer)
 
 
+@pytest.mark.fault("request wrong or too large")
 def test_a_body_is_not_read_beyond_its_limit(service: RunningService) -> None:
     status, answer = _send(service, "POST", "/api/v1/results", b" " * 10_000_001)
     assert (status, "larger than 10000000" in _sentence(answer)) == (413, True)
 
 
+@pytest.mark.fault("request wrong or too large")
 def test_a_body_of_unknown_length_is_bounded_too(service: RunningService) -> None:
     chunks = (b" " * 1_000_000 for _ in range(11))
     parts = urlsplit(service.url)

@@ -340,6 +340,7 @@ class TestFiles:
         service.harvester().fetch_input(sha256(b""), tmp_path / "again")
         assert (tmp_path / "again").read_bytes() == b""
 
+    @pytest.mark.fault("content damaged or forged")
     def test_content_that_is_not_what_it_says_is_refused(
         self, service: RunningService, tmp_path: Path
     ) -> None:
@@ -347,6 +348,7 @@ class TestFiles:
         with pytest.raises(CentralRefused, match="the content has SHA-256"):
             service.harvester().upload(tmp_path / "file", sha256(b"promised"), 14)
 
+    @pytest.mark.fault("content damaged or forged")
     def test_a_damaged_download_is_not_kept(self, service: RunningService, tmp_path: Path) -> None:
         content = b"0123456789"
         service.service.files.add(sha256(content), 0, 10, content, "alice", 0.0)
@@ -402,6 +404,7 @@ class TestRoles:
         with pytest.raises(CentralRefused, match="needs a token of role evaluate"):
             service.harvester("edge", "alice", "submit").lease(request())
 
+    @pytest.mark.fault("token wrong, expired or unsafe")
     def test_a_revoked_token_is_refused(self, service: RunningService) -> None:
         tokens = service.service.tokens
         bob = service.tasks("bob", "submit")

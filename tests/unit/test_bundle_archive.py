@@ -38,6 +38,7 @@ def opened(data: bytes, directory: Path) -> tuple[object, bytes] | None:
     return contents, (directory / "taken").read_bytes()
 
 
+@pytest.mark.fault("content damaged or forged")
 @pytest.mark.parametrize("bits", [0x01, 0x80])
 def test_any_byte_that_changed_is_noticed_or_means_nothing(
     whole: bytes, tmp_path: Path, bits: int
@@ -50,5 +51,6 @@ def test_any_byte_that_changed_is_noticed_or_means_nothing(
     assert seen.count(None) > len(whole) / 3
 
 
+@pytest.mark.fault("content damaged or forged")
 def test_bundle_that_was_cut_off_anywhere_is_refused(whole: bytes, tmp_path: Path) -> None:
     assert [end for end in range(len(whole)) if opened(whole[:end], tmp_path)] == []

@@ -139,6 +139,7 @@ def test_nothing_is_saved_before_there_is_a_file(place: Place) -> None:
     assert place.keeper().take() is None
 
 
+@pytest.mark.fault("nothing new to save, old ones to remove")
 def test_unchanged_files_are_saved_once(place: Place) -> None:
     place.write("state.bin", b"state")
     keeper = place.keeper()
@@ -147,6 +148,7 @@ def test_unchanged_files_are_saved_once(place: Place) -> None:
     assert keeper.saved == 1
 
 
+@pytest.mark.fault("nothing new to save, old ones to remove")
 def test_restored_files_are_no_progress(place: Place) -> None:
     path = place.write("state.bin", b"state")
     keeper = place.keeper()
@@ -157,6 +159,7 @@ def test_restored_files_are_no_progress(place: Place) -> None:
     assert keeper.saved == 1
 
 
+@pytest.mark.fault("nothing new to save, old ones to remove")
 def test_two_newest_are_kept(place: Place) -> None:
     keeper = place.keeper()
     for number in range(4):
@@ -166,6 +169,7 @@ def test_two_newest_are_kept(place: Place) -> None:
     assert place.committed() == names
 
 
+@pytest.mark.fault("checkpoint over its limit")
 def test_too_large_is_refused_once_naming_the_largest(place: Place) -> None:
     place.write("ckpt/small", b"s")
     place.write("ckpt/large", random.Random(1).randbytes(300_000))
@@ -183,6 +187,7 @@ def test_compressible_data_beyond_the_limit_is_saved(place: Place) -> None:
     assert taken(place.keeper(limit_bytes=100_000)).file.size < 100_000
 
 
+@pytest.mark.fault("links out, FIFOs, sockets, sparse files")
 def test_sparse_giant_is_refused_without_being_read(place: Place) -> None:
     place.write("small", b"")
     os.truncate(place.write("state.bin", b""), 10**13)
@@ -190,6 +195,7 @@ def test_sparse_giant_is_refused_without_being_read(place: Place) -> None:
         place.keeper().take()
 
 
+@pytest.mark.fault("very many files")
 def test_too_many_files_are_refused(place: Place) -> None:
     folder = place.work / "ckpt"
     folder.mkdir()
@@ -199,6 +205,7 @@ def test_too_many_files_are_refused(place: Place) -> None:
         survey(place.work, RULE)
 
 
+@pytest.mark.fault("links out, FIFOs, sockets, sparse files")
 def test_special_files_and_links_outside_are_left_out_and_named(place: Place) -> None:
     place.write("ckpt/model", b"m")
     os.mkfifo(place.work / "ckpt" / "fifo")
@@ -222,6 +229,7 @@ def test_special_files_and_links_outside_are_left_out_and_named(place: Place) ->
         assert tar.getnames() == ["ckpt", "ckpt/model"]
 
 
+@pytest.mark.fault("links out, FIFOs, sockets, sparse files")
 @pytest.mark.parametrize("path", ["/etc/passwd", "../other", "a/../../b", ""])
 def test_path_that_leaves_the_directory_is_refused(place: Place, path: str) -> None:
     with pytest.raises(Refused, match="leaves the working directory"):
@@ -235,6 +243,7 @@ def test_overlapping_paths_are_saved_once(place: Place) -> None:
         assert tar.getnames() == ["ckpt", "ckpt/model"]
 
 
+@pytest.mark.fault("files that change while copied")
 def test_files_that_settle_are_saved_at_the_next_try(place: Place) -> None:
     place.write("ckpt/a", b"1")
     place.write("ckpt/b", b"1")
@@ -250,6 +259,7 @@ def test_files_that_settle_are_saved_at_the_next_try(place: Place) -> None:
     assert content(place, ref, "ckpt/a") == b"333"
 
 
+@pytest.mark.fault("files that change while copied")
 def test_file_that_was_replaced_meanwhile_is_whole(place: Place) -> None:
     """A payload that renames its file into place is saved though it never holds still."""
     place.write("state.bin", b"old" * 1000)
@@ -262,6 +272,7 @@ def test_file_that_was_replaced_meanwhile_is_whole(place: Place) -> None:
     assert content(place, ref, "state.bin") == b"old" * 1000
 
 
+@pytest.mark.fault("files that change while copied")
 def test_files_that_never_hold_still_are_refused_in_the_end(place: Place) -> None:
     place.write("ckpt/a", b"")
     place.write("ckpt/b", b"")
@@ -282,6 +293,7 @@ def test_files_that_never_hold_still_are_refused_in_the_end(place: Place) -> Non
     assert not place.staging.exists()
 
 
+@pytest.mark.fault("disk full on a node")
 def test_spool_that_cannot_be_written_loses_nothing(place: Place) -> None:
     place.write("state.bin", b"state")
     place.incarnation.files.parent.mkdir(parents=True)
@@ -317,6 +329,7 @@ def test_restored_files_win_over_input_files(place: Place, tmp_path: Path) -> No
     assert files_below(again) == {"ckpt/model": b"trained", "ckpt/other": b"stays"}
 
 
+@pytest.mark.fault("archive torn or tampered with")
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow"])
 def test_damaged_archive_changes_nothing(place: Place, tmp_path: Path, damage: str) -> None:
     place.write("state.bin", os.urandom(5000))
@@ -333,6 +346,7 @@ def test_damaged_archive_changes_nothing(place: Place, tmp_path: Path, damage: s
     assert_refused(place, ref, tmp_path)
 
 
+@pytest.mark.fault("archive torn or tampered with")
 def test_missing_archive_changes_nothing(place: Place, tmp_path: Path) -> None:
     assert_refused(place, FileRef("allocations/none", 1, "0" * 64), tmp_path, FileNotFoundError)
 
@@ -357,6 +371,7 @@ def entry(
 LINK, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
 
 
+@pytest.mark.fault("archive torn or tampered with")
 @pytest.mark.parametrize(
     "entries",
     [
@@ -384,11 +399,13 @@ def test_hostile_archive_writes_nothing_anywhere(
     assert not Path("/tmp/evil").exists()
 
 
+@pytest.mark.fault("archive torn or tampered with")
 @pytest.mark.parametrize("data", [b"", b"not an archive", b"\x1f\x8b" + b"\0" * 50])
 def test_what_is_no_archive_is_refused(place: Place, tmp_path: Path, data: bytes) -> None:
     assert_refused(place, place.put_archive(data), tmp_path)
 
 
+@pytest.mark.fault("checkpoint over its limit")
 def test_archive_of_too_much_is_refused(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +413,7 @@ def test_archive_of_too_much_is_refused(
     assert_refused(place, place.put_archive(tar_of(entry("bomb", size=2000))), tmp_path)
 
 
+@pytest.mark.fault("archive torn or tampered with")
 def test_record_that_names_a_file_outside_the_spool_is_refused(
     place: Place, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_interrupt_is_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("status").code == 130
 
 
+@pytest.mark.fault("disk full at the login node")
 def test_full_disk_is_74_and_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise OSError(28, "No space left on device", "/scratch/x")

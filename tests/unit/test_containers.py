@@ -90,6 +90,7 @@ def test_image_is_found(image: str, runtime: str, path: str) -> None:
     assert resolve_image(image, runtime, "/images", there.__contains__) == path
 
 
+@pytest.mark.fault("image or runtime broken")
 @pytest.mark.parametrize(
     ("image", "folder", "words"),
     [
@@ -174,6 +175,7 @@ def test_image_environment_is_read_line_by_line() -> None:
     assert parse_image_environment(text) == {"PATH": "/conda/bin:/bin", "A": "b=c", "EMPTY": ""}
 
 
+@pytest.mark.fault("image or runtime broken")
 @pytest.mark.parametrize(
     ("runtime", "code", "errors", "failed"),
     [

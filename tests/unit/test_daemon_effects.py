@@ -28,6 +28,7 @@ def effects(clock: FakeClock) -> Iterator[ThreadEffects]:
     made.close()
 
 
+@pytest.mark.fault("shared file system stalled")
 def test_a_hang_delays_only_its_own_lane(effects: ThreadEffects) -> None:
     release = threading.Event()
     effects.start("slow", release.wait, lane="batch")

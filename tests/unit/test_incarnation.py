@@ -65,6 +65,7 @@ def test_told_options_win_and_no_job_at_all_is_an_error() -> None:
         job_from({})
 
 
+@pytest.mark.fault("second job of a tag, or requeued")
 def test_the_first_job_has_the_tag_and_a_second_one_leaves_at_once(paths: AllocationPaths) -> None:
     clock = FakeClock()
     claim(FILES, paths, Job("1", 0), clock.monotonic, clock.advance)

@@ -48,6 +48,7 @@ def test_work_begins_when_all_have_joined_or_five_seconds_after_the_first() -> N
     assert (0, "1.3.1.1") in desk.runs()
 
 
+@pytest.mark.fault("node lost")
 def test_a_node_that_never_comes_is_lost_after_two_minutes() -> None:
     desk = Desk()
     desk.join(0)
@@ -107,6 +108,7 @@ def test_stopping_a_waiting_attempt_ends_it_and_a_running_one_is_told() -> None:
     assert told == [(0, "1.1.1.1")]
 
 
+@pytest.mark.fault("node lost")
 def test_a_lost_node_fails_what_ran_there_and_the_rest_goes_on() -> None:
     desk = working()
     desk.order(*ids(1, 2, 3, 4))
@@ -123,6 +125,7 @@ def test_a_lost_node_fails_what_ran_there_and_the_rest_goes_on() -> None:
     assert desk.leaving() is None
 
 
+@pytest.mark.fault("node lost")
 def test_the_loss_of_every_node_is_the_end() -> None:
     desk = working()
     desk.order(*ids(1))
@@ -222,6 +225,7 @@ def test_it_leaves_when_idle_too_long_or_when_closed_and_done() -> None:
     assert desk.leaving() == "everything ordered is done and no more orders will come"
 
 
+@pytest.mark.fault("definition or order wrong")
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -248,6 +252,7 @@ def test_an_order_that_makes_no_sense_fails_and_blames_the_site(
     assert reason in ended["reason"]
 
 
+@pytest.mark.fault("definition or order wrong")
 @pytest.mark.parametrize(
     "shape", [Shape(nodes_min=0), Shape(nodes_min=2, nodes_max=1), Shape(gpus_per_node=-1.0)]
 )
@@ -260,6 +265,7 @@ def test_a_shape_that_makes_no_sense_is_refused_and_stops_nothing(shape: Shape) 
     desk.turn()
 
 
+@pytest.mark.fault("node lost")
 def test_a_node_on_which_unlike_points_die_at_once_is_quarantined() -> None:
     desk = working()
     number = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from payload_runner.protocol import CheckpointRule, PayloadSpec, Shape, to_fields
 from tests.leader_desk import Desk, ids, working
 
@@ -62,6 +64,7 @@ def test_a_node_that_joins_begins_with_the_newest_checkpoint() -> None:
     assert [fields["order"]["checkpoint"] for fields in run] == [file]
 
 
+@pytest.mark.fault("node lost")
 def test_a_lost_node_makes_it_smaller_and_the_loss_of_the_first_ends_it() -> None:
     desk = borrowing()
     desk.conductor.node_lost(1, "gone", desk.now)

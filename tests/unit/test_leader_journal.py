@@ -104,6 +104,7 @@ def test_a_resend_of_what_was_acknowledged_says_that_it_is_gone(desk: Desk) -> N
     assert last[1].fields == {"writer": "0-1", "from": 3, "to": 4}
 
 
+@pytest.mark.fault("disk full on a node")
 def test_a_full_disk_loses_nothing_and_is_tried_again_in_a_second(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_log_that_grew_large_names_its_successor(tmp_path: Path) -> None:
     assert told == list(range(20))
 
 
+@pytest.mark.fault("disk full on a node")
 @pytest.mark.parametrize("what", ["full", "full_of_names"])
 def test_a_disk_that_has_no_room_for_a_successor_ends_nothing(tmp_path: Path, what: str) -> None:
     desk = Desk(tmp_path, roll_bytes=1000)

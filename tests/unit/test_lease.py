@@ -62,6 +62,7 @@ def test_the_first_driver_takes_epoch_1_at_once(ground: Ground) -> None:
     assert lease.holder.startswith("login1 (pid 42, since ")
 
 
+@pytest.mark.fault("two daemons")
 def test_a_second_driver_is_refused_with_the_name_of_the_first(ground: Ground) -> None:
     first, second = ground.lease("login1", pid=42), ground.lease("login2")
     first.acquire()
@@ -110,6 +111,7 @@ def test_an_observation_of_another_boot_does_not_count(ground: Ground) -> None:
     assert ground.lease("login2").acquire() == PERIOD_S
 
 
+@pytest.mark.fault("daemon paused")
 def test_a_driver_that_slept_through_its_lease_is_fenced_for_good(ground: Ground) -> None:
     first, second = ground.lease("login1"), ground.lease("login2")
     first.acquire()
@@ -123,6 +125,7 @@ def test_a_driver_that_slept_through_its_lease_is_fenced_for_good(ground: Ground
     assert ground.content()["epoch"] == 2
 
 
+@pytest.mark.fault("daemon paused")
 def test_a_driver_stopped_for_a_period_may_act_only_after_renewing(ground: Ground) -> None:
     lease = ground.lease("login1")
     lease.acquire()
@@ -134,6 +137,7 @@ def test_a_driver_stopped_for_a_period_may_act_only_after_renewing(ground: Groun
     lease.check()
 
 
+@pytest.mark.fault("two daemons")
 def test_a_newer_claim_fences_before_lease_json_tells(ground: Ground) -> None:
     lease = ground.lease("login1")
     lease.acquire()
@@ -176,6 +180,7 @@ def test_after_a_clean_exit_another_state_directory_takes_a_new_epoch_at_once(
     assert second.epoch == 2
 
 
+@pytest.mark.fault("two daemons")
 def test_two_runs_that_continue_one_epoch_at_once_do_not_both_get_it(ground: Ground) -> None:
     first = ground.lease("login1")
     first.acquire()

@@ -52,6 +52,7 @@ def test_a_commit_answers_what_has_become_durable(tmp_path: Path) -> None:
     assert log.commit() == ()
 
 
+@pytest.mark.fault("disk full at the login node")
 def test_what_a_full_disk_refused_is_answered_by_the_next_commit(tmp_path: Path) -> None:
     files = _StubbornFiles()
     log = DurableLog(files, tmp_path / "log", FakeClock())

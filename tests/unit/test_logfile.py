@@ -81,6 +81,7 @@ def test_any_text_comes_back_as_it_went_in(fields: dict[str, str]) -> None:
     assert found == {"seq": 1, "kind": "k", "at": 2.0, **fields}
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_decoder_raise(line: bytes) -> None:
     decode_line(line)
@@ -97,6 +98,7 @@ def test_a_missing_log_is_nothing_yet(tmp_path: Path) -> None:
     assert (batch.records, batch.offset) == ((), 0)
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 def test_an_incomplete_last_line_waits_for_its_rest(tmp_path: Path) -> None:
     path = tmp_path / "log"
     line = encode_record(1, "number", 0.0, {"value": 1})
@@ -107,6 +109,7 @@ def test_an_incomplete_last_line_waits_for_its_rest(tmp_path: Path) -> None:
     assert values(reader) == [1]
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 def test_a_log_that_became_shorter_is_stale_not_truncated(tmp_path: Path) -> None:
     path = tmp_path / "log"
     write(path, 1, 2)
@@ -119,6 +122,7 @@ def test_a_log_that_became_shorter_is_stale_not_truncated(tmp_path: Path) -> Non
     assert values(reader) == [3]
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 def test_zeroed_bytes_cost_only_what_they_held_and_only_after_60_s(tmp_path: Path) -> None:
     path = tmp_path / "log"
     lines = [encode_record(n, "number", 0.0, {"value": n}) for n in (1, 2, 3)]
@@ -136,6 +140,7 @@ def test_zeroed_bytes_cost_only_what_they_held_and_only_after_60_s(tmp_path: Pat
     ]
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 def test_bytes_that_arrive_late_but_whole_cost_nothing(tmp_path: Path) -> None:
     path = tmp_path / "log"
     lines = [encode_record(n, "number", 0.0, {"value": n}) for n in (1, 2)]
@@ -174,6 +179,7 @@ class _ShortFiles(RealFiles):
         return self.file
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 def test_a_failed_commit_loses_nothing_and_tears_only_itself(tmp_path: Path) -> None:
     files = _ShortFiles()
     log = LogWriter(files, tmp_path / "log", lambda: 0.0, Time())

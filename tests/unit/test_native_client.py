@@ -142,6 +142,7 @@ def test_an_upload_of_a_file_that_lost_its_end_is_given_up(token: Path, tmp_path
         NativeCentral(url, token, timeout_s=5).upload(tmp_path / "cut", "0" * 64, 10)
 
 
+@pytest.mark.fault("service away")
 def test_nobody_listening_is_unavailable(token: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -150,6 +151,7 @@ def test_nobody_listening_is_unavailable(token: Path) -> None:
             NativeCentral(url, token, timeout_s=2).tasks()
 
 
+@pytest.mark.fault("service away")
 def test_a_server_that_never_answers_is_unavailable(token: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -157,6 +159,7 @@ def test_a_server_that_never_answers_is_unavailable(token: Path) -> None:
             NativeCentral(url, token, timeout_s=0.2).tasks()
 
 
+@pytest.mark.fault("service away")
 def test_an_endless_answer_is_cut_off(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harvester.central.http.ANSWER_LIMIT_BYTES", 1000)
     with (
@@ -174,6 +177,7 @@ def test_no_proxy_stands_between_us_and_the_loopback(
         assert NativeCentral(url, token, timeout_s=5).tasks() == []
 
 
+@pytest.mark.fault("token wrong, expired or unsafe")
 @pytest.mark.parametrize(
     ("content", "mode", "sentence"),
     [

@@ -25,6 +25,7 @@ def test_middle_is_left_out_and_counted() -> None:
     assert capture.text() == "01234\n[... 90 bytes left out ...]\n56789"
 
 
+@pytest.mark.fault("output flooded")
 @given(st.lists(st.text("abc", max_size=30)), st.integers(2, 40))
 def test_head_tail_and_count_add_up(chunks: list[str], limit: int) -> None:
     capture = Capture(limit)
@@ -41,6 +42,7 @@ def test_head_tail_and_count_add_up(chunks: list[str], limit: int) -> None:
     assert whole.endswith(tail)
 
 
+@pytest.mark.fault("output flooded")
 def test_a_flood_stays_bounded() -> None:
     capture = Capture(64 * 1024)
     for _ in range(3000):

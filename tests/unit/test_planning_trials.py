@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from harvester.model import Attempt, AttemptId, AttemptState, Blame, LeaseId, PointId, TaskId
 from harvester.planning.facts import PlanInput
 from harvester.planning.planner import plan
@@ -104,6 +106,7 @@ def test_other_tasks_go_on() -> None:
     assert len(answer.orders) == 3
 
 
+@pytest.mark.fault("clock set wrong")
 def test_a_clock_that_was_set_back_does_not_keep_the_trial_waiting() -> None:
     back = replace(
         under_trial(waiting=attempts(4), allocations=(allocation(),)), now=EARLY - 2 * PAUSE_MAX_S

@@ -56,6 +56,7 @@ def test_command_ends_there_when_its_time_is_over() -> None:
     assert login.split_end(stderr) == ("", 124)
 
 
+@pytest.mark.fault("connection to the site cut")
 def test_answer_without_its_end_was_cut_off() -> None:
     cut = Completed("ssh", 255, "", "Connection to login closed by remote host.\n")
     with pytest.raises(BatchUnavailable, match="squeue was cut off: the connection to login"):

@@ -72,6 +72,7 @@ def test_a_result_that_is_not_final_leaves_the_lease_with_the_harvester() -> Non
     assert service.deliver([result(lease, 2)])[0].verdict == "counted"
 
 
+@pytest.mark.fault("answer lost or repeated")
 def test_a_lost_answer_does_not_undo_what_was_told() -> None:
     service = central()
     lease = ask(service, "a", 1).points[0].lease

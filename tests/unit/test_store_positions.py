@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def test_what_is_gone_for_good_is_no_longer_waited_for() -> None:
     assert position.without((1, 20)).missing == ()
 
 
+@pytest.mark.fault("log torn, zeroed or stale")
 @given(st.lists(st.integers(1, 30)))
 def test_any_order_with_repeats_applies_each_number_once(numbers: list[int]) -> None:
     applied, position = admit_all(numbers)

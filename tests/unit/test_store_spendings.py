@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from harvester.store import Store
 
 MINUTE_S, YEAR_S = 60.0, 365 * 86_400.0
 
 
+@pytest.mark.fault("clock set wrong")
 def test_spendings_of_a_clock_that_was_wrong_hold_nobody_up_for_years(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "index.sqlite", "abcde")
     now = 1_000_000.0

@@ -480,6 +480,7 @@ def test_models_must_match_the_segments(tmp_path: Path) -> None:
 # --- the document from the wire ---
 
 
+@pytest.mark.fault("content damaged or forged")
 @pytest.mark.parametrize(
     ("change", "key"),
     [

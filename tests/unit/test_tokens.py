@@ -43,12 +43,14 @@ def test_the_key_is_private_whatever_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "state" / KEY_NAME).stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.fault("token wrong, expired or unsafe")
 def test_a_token_of_another_service_is_refused(tmp_path: Path) -> None:
     token = create_token("alice", "admin", 2, state_home=tmp_path / "one")
     with pytest.raises(CredentialsRefused, match="not one of this service"):
         read_token(token, signing_key(tmp_path / "two"))
 
 
+@pytest.mark.fault("token wrong, expired or unsafe")
 def test_a_token_without_a_signature_is_refused(tmp_path: Path) -> None:
     claims = {"preferred_username": "eve", "role": "admin", "exp": 4_000_000_000}
     forged = jwt.encode(claims, None, algorithm="none")
@@ -56,6 +58,7 @@ def test_a_token_without_a_signature_is_refused(tmp_path: Path) -> None:
         read_token(forged, signing_key(tmp_path))
 
 
+@pytest.mark.fault("token wrong, expired or unsafe")
 def test_an_expired_token_says_so(tmp_path: Path) -> None:
     key = signing_key(tmp_path)
     claims = {"preferred_username": "alice", "role": "admin", "exp": 1_000_000_000}

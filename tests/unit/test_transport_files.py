@@ -63,6 +63,7 @@ def test_an_agent_looks_soon_after_it_told_an_end(pair: Pair) -> None:
     assert (pair.link.wait_s() or 0.0) <= 0.25
 
 
+@pytest.mark.fault("shared file system stalled")
 def test_nobody_is_lost_while_the_file_system_stalls_for_a_minute(pair: Pair) -> None:
     def stalled(operation: str, path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -82,6 +83,7 @@ def test_nobody_is_lost_while_the_file_system_stalls_for_a_minute(pair: Pair) ->
     assert got == ["attempt_ended"]
 
 
+@pytest.mark.fault("leader killed")
 def test_an_agent_whose_leader_stays_silent_gives_up_after_three_minutes(pair: Pair) -> None:
     pair.clock.advance(170.0)
     assert pair.link.receive() == []

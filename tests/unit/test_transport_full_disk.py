@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+import pytest
+
 from harvester.clock import FakeClock
 from harvester.simulation.memory_files import SharedDisk
 from payload_runner.filelink import FileLink, FilePort
@@ -13,6 +15,7 @@ from payload_runner.protocol import IncarnationPaths
 SECRET = b"s"
 
 
+@pytest.mark.fault("disk full on a node")
 def test_leader_and_agent_part_although_nothing_can_be_written() -> None:
     clock = FakeClock()
     disk = SharedDisk(clock.monotonic)

@@ -75,6 +75,7 @@ def test_line_is_a_report_or_nothing(line: str, report: dict[str, object] | None
     assert parse_report(line.encode()) == report
 
 
+@pytest.mark.fault("metrics torn or flooded")
 def test_bad_lines_are_counted_and_good_ones_kept(lines: Path) -> None:
     tail = MetricsTail(lines.parent)
     lines.write_bytes(b'rubbish\n\xff\xfe\n\n{"step": 1, "loss": 1}\n' + b"\0" * 20 + b"\n")
@@ -83,6 +84,7 @@ def test_bad_lines_are_counted_and_good_ones_kept(lines: Path) -> None:
     assert tail.bad_lines == 3
 
 
+@pytest.mark.fault("metrics torn or flooded")
 def test_endless_line_costs_one_line_and_no_memory(lines: Path) -> None:
     tail = MetricsTail(lines.parent)
     append(lines, "x" * (READ_BYTES + 5))
@@ -94,6 +96,7 @@ def test_endless_line_costs_one_line_and_no_memory(lines: Path) -> None:
     assert tail.bad_lines == 1
 
 
+@pytest.mark.fault("metrics torn or flooded")
 def test_unfinished_last_line_counts_at_the_end(lines: Path) -> None:
     tail = MetricsTail(lines.parent)
     append(lines, '{"step": 1, "loss": 1}')
@@ -113,6 +116,7 @@ def test_file_that_was_begun_anew_is_read_from_its_start(lines: Path) -> None:
     assert tail.reports() == ({"step": 1, "loss": 9},)
 
 
+@pytest.mark.fault("metrics torn or flooded")
 def test_flood_of_reports_keeps_the_newest_and_fits_an_event(lines: Path) -> None:
     tail = MetricsTail(lines.parent)
     append(lines, "".join(f'{{"step": {step}, "loss": 0.123456789}}\n' for step in range(5000)))
@@ -124,6 +128,7 @@ def test_flood_of_reports_keeps_the_newest_and_fits_an_event(lines: Path) -> Non
     assert tail.thinned == 5000 - len(reports)
 
 
+@pytest.mark.fault("links out, FIFOs, sockets, sparse files")
 def test_fifo_in_its_place_does_not_block(lines: Path) -> None:
     os.mkfifo(lines)
     tail = MetricsTail(lines.parent)
@@ -145,6 +150,7 @@ def test_watchdog_says_that_lines_were_added(lines: Path) -> None:
         wake.close()
 
 
+@pytest.mark.fault("inotify missing or full")
 def test_without_watchdog_looks_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "watchdog", None)
     wake = open_wake()
