@@ -39,6 +39,15 @@ _OF_RUNTIME = {
     "shifter": re.compile(r"PATH|HOME|SHIFTER_\w+"),
     "singularity": re.compile(_APPTAINER),
 }
+# Ranks of a node that copy from one another's memory (process_vm_readv) must know their process
+# ids, which containers hide. MPICH, Cray MPICH, Open MPI 4 and 5, libfabric; UCX sees it by itself.
+NO_SINGLE_COPY = {
+    "MPIR_CVAR_CH4_CMA_ENABLE": "0",
+    "MPICH_SMP_SINGLE_COPY_MODE": "NONE",
+    "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    "OMPI_MCA_smsc": "^cma",
+    "FI_SHM_DISABLE_CMA": "1",
+}
 _WITHOUT_IMAGE_ENVIRONMENT = ("bwrap", "charliecloud")
 
 

@@ -15,6 +15,7 @@ from payload_runner.images import BadContainer
 from payload_runner.protocol import CONTAINER_WORKDIR
 
 DETACHING = ("podman", "podman-hpc")  # what runs in the container is no descendant of theirs
+SHARED_MEMORY = "/dev/shm"  # ranks of MPI and NCCL on one node speak through files in it
 _NVIDIA_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 _MAX_GPUS = 16
 
@@ -28,7 +29,9 @@ class ContainerRun:
     command: str
     options: Tuple[str, ...] = ()
     gpu_variable: Optional[str] = None
-    variables: Tuple[str, ...] = ()  # names to hand in, where a runtime does not do so by itself
+    # Names to hand in where a runtime does not do so by itself; "PMI*": all that begin like that.
+    variables: Tuple[str, ...] = ()
+    of_several: bool = False  # others of its payload, on this node too, each in its own container
 
     @property
     def shell(self) -> Tuple[str, ...]:
@@ -86,10 +89,12 @@ _OWN_FAILURES = {
 def _bwrap(run: ContainerRun) -> Tuple[str, ...]:
     return (
         "bwrap",
-        *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"),
+        *("--unshare-pid", "--unshare-uts", "--die-with-parent"),
+        *(() if run.of_several else ("--unshare-ipc",)),
         *("--cap-drop", "ALL"),  # root would keep them, and could mount the disk that it hides
         *("--ro-bind", run.image, "/"),
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),
+        *(("--bind", SHARED_MEMORY, SHARED_MEMORY) if run.of_several else ()),
         *_bwrap_gpus(run.gpu_variable),
         *("--bind", run.workdir, CONTAINER_WORKDIR, "--chdir", CONTAINER_WORKDIR),
         *run.options,
@@ -126,7 +131,8 @@ def _apptainer(program: str) -> Callable[[ContainerRun], Tuple[str, ...]]:
     def build(run: ContainerRun) -> Tuple[str, ...]:
         return (
             # Without --pid the set-user-id starter leaves /proc/<pid>/root of our processes open.
-            *(program, "exec", "--contain", "--pid", "--ipc"),
+            *(program, "exec", "--contain", "--pid"),
+            *(("--bind", SHARED_MEMORY) if run.of_several else ("--ipc",)),
             *flags.get(run.gpu_variable or "", ()),
             *("--home", f"{run.workdir}:{CONTAINER_WORKDIR}", "--pwd", CONTAINER_WORKDIR),
             *run.options,
@@ -166,9 +172,11 @@ def _podman_run(program: str, gpus: Tuple[str, ...], run: ContainerRun) -> Tuple
     variables = tuple(word for name in run.variables for word in ("--env", name))
     return (
         *(program, "run", "--rm", "--read-only", "--network", "host", "--pull", "never"),
-        # Its own log would hold every byte of output on a small disk; data loaders need more
-        # shared memory than its 64 MB; SELinux would refuse the directory without a relabelling.
-        *("--log-driver", "none", "--shm-size", "0", "--security-opt", "label=disable"),
+        # Data loaders need more shared memory than its 64 MB, and ranks one for all.
+        *(("--ipc", "host") if run.of_several else ("--shm-size", "0")),
+        # Its own log would hold every byte of output on a small disk; SELinux would refuse the
+        # directory without a relabelling.
+        *("--log-driver", "none", "--security-opt", "label=disable"),
         *("--cap-drop", "all", "--security-opt", "no-new-privileges", "--http-proxy=false"),
         *gpus,
         *("--env", f"HOME={CONTAINER_WORKDIR}", *variables),

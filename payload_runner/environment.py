@@ -18,9 +18,11 @@ _OUTER_RANK = re.compile(
     r"(PMI|PMIX|OMPI|PRTE|PALS|MPI_LOCAL|HYDRA|HYDI|MV2_COMM|JSM|FLUX_TASK)_?"
     r"|SLURM_(STEP|STEPID|PROCID|LOCALID|NODEID|NTASKS|NPROCS|GTIDS|SRUN|LAUNCH|TASK|CPU_BIND|UMASK)"
 )
-# What launchers say to the processes of one call: MPI's way to its process manager and network.
-_OF_LAUNCHER = re.compile(
-    r"(PMI|PMIX|OMPI|PRTE|PALS|MPI_LOCAL|HYDRA|HYDI|MV2_COMM|JSM)_?|SLURM_|SLINGSHOT_|FLUX_"
+# How names begin by which launchers speak to the processes of one call: MPI's way to its process
+# manager and network. "PMI" is PMIX as well.
+OF_LAUNCHER = (
+    *("PMI", "OMPI", "PRTE", "PALS", "MPI_LOCAL", "HYDRA", "HYDI", "MV2_COMM", "JSM"),
+    *("SLURM_", "SLINGSHOT_", "FLUX_"),
 )
 # What a call that the leader itself is part of would pass on to another one. Tunables
 # (OMPI_MCA_*, PMIX_MCA_*) stay, as sites set them for all.
@@ -115,7 +117,7 @@ def of_launcher(environ: Mapping[str, str]) -> Dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if _OF_LAUNCHER.match(name) and not _SECRET.search(name)
+        if name.startswith(OF_LAUNCHER) and not _SECRET.search(name)
     }
 
 

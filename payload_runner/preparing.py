@@ -30,6 +30,7 @@ from payload_runner.protocol import (
 from payload_runner.workplace import read_bounded
 
 STARTS = ("single", "processes", "mpi", "elastic")
+WITH_RANKS = ("processes", "mpi")  # several processes on a node, each started by itself
 CONTRACTS = ("idds", runhpo.CONTRACT)
 IMAGE_ENVIRONMENT = "ch/environment"  # where Charliecloud keeps it, and our own importer
 _IMAGE_ENVIRONMENT_BYTES = 64 * 1024
@@ -168,19 +169,30 @@ def _contained(
     )
     seen = container_environment.inside(variables, given, of_image)
     seen.setdefault("USER", str(os.getuid()))  # ch-run does not start without one
+    if spec.shape.start == "mpi":
+        seen = {**container_environment.NO_SINGLE_COPY, **seen}
     run = ContainerRun(
         image,
         workdir,
         command,
         plan.container_options + container.options,
         node.resources.gpu_variable if slot.gpus else None,
-        tuple(sorted(set(seen) - {"HOME"})),
+        (*sorted(set(seen) - {"HOME"}), *_names_of_ranks(spec, slot)),
+        of_several=spec.shape.start in WITH_RANKS,
     )
     program, *rest = container_argv(runtime, run)
     found = shutil.which(program, path=node.outer.get("PATH"))
     if found is None:
         raise BadContainer(f"container_runtime is {runtime!r}, but {program} is not on PATH")
     return Command((found, *rest), container_environment.of_runtime(runtime, seen, node.outer))
+
+
+def _names_of_ranks(spec: PayloadSpec, slot: Slot) -> Tuple[str, ...]:
+    """The variables that each rank gets with values of its own, once the command stands."""
+    if spec.shape.start not in WITH_RANKS:
+        return ()
+    launched = environment.OF_LAUNCHER if spec.shape.start == "mpi" else ()
+    return (*environment.of_rank(slot, 0, "", ""), *(f"{name}*" for name in launched))
 
 
 @lru_cache(maxsize=16)

@@ -27,7 +27,7 @@ from payload_runner.loop import Loop
 from payload_runner.node import Node
 from payload_runner.outcome import OUTPUT_LIMIT_BYTES, Exit, Verdict, judge
 from payload_runner.placement import GpuShare, Slot
-from payload_runner.preparing import Command, command_of, prepare
+from payload_runner.preparing import WITH_RANKS, Command, command_of, prepare
 from payload_runner.probing import gpu_devices
 from payload_runner.processes import MARKER
 from payload_runner.protocol import (
@@ -271,7 +271,7 @@ def _ranks(spec: PayloadSpec) -> int:
 
 def _of_rank(command: Command, slot: Slot, spec: PayloadSpec, rank: int) -> Dict[str, str]:
     seen = command.environment["HARVESTER_WORKDIR"]
-    if spec.shape.start in ("processes", "mpi"):
+    if spec.shape.start in WITH_RANKS:
         return environment.of_rank(slot, rank, f"{seen}/{membership.HOST_FILE}", slot.hosts[0])
     if spec.shape.start == "elastic":
         attempt = command.environment[MARKER]

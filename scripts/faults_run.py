@@ -30,7 +30,8 @@ _HEAD = ("fault", "tests", "tried", "outcome")
 class Record:
     """What became of the tests of one fault."""
 
-    tests: int = 0
+    selected: int = 0
+    tests: int = 0  # that ran
     tries: int = 0
     failed: list[str] = field(default_factory=list)
     repeated: int = 0  # failed, and were sound at the second try
@@ -47,6 +48,9 @@ class Record:
         if self.repeated:
             said.append(f"{self.repeated} only at the second try")
         said += [f"not here ({count}): {why}" for why, count in sorted(self.absent.items())]
+        missing = self.selected - self.tests - sum(self.absent.values())
+        if missing > 0:
+            said.append(f"not reached ({missing})")
         return "; ".join(said) or "no test was selected"
 
 
@@ -68,6 +72,8 @@ class FaultTable:
         chosen = [item for item in marked if not self._leaves_out(item)]
         for item in chosen:
             self._faults[item.nodeid] = _faults_of(item)
+            for fault in _faults_of(item):
+                self._record(fault).selected += 1
             _count_examples(item)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
@@ -77,6 +83,7 @@ class FaultTable:
         if missing:
             why = "needs " + " ".join(f"--{floor}" for floor in missing)
             for fault in _faults_of(item):
+                self._record(fault).selected += 1
                 self._record(fault).absent[why] += 1
         return bool(missing)
 

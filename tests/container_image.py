@@ -18,8 +18,8 @@ FILE = "harvester_tiny_1"
 SEARCHED = {"bwrap": "bwrap", "charliecloud": "ch-run", "podman": "podman"}
 
 
-def make_root(root: Path) -> Path:
-    """Fill ``root``: a shell and a few programs with their libraries, 4 MB."""
+def make_root(root: Path, *more: str) -> Path:
+    """Fill ``root``: a shell and a few programs (and ``more``) with their libraries, 4 MB."""
     for name in ("bin", "lib", "lib64", "sbin"):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
@@ -38,7 +38,7 @@ def make_root(root: Path) -> Path:
         (root / name).mkdir(parents=True)
     for name in ("passwd", "group", "hosts", "resolv.conf"):
         (root / "etc" / name).touch()
-    found = [shutil.which(program) for program in PROGRAMS]
+    found = [shutil.which(program) for program in (*PROGRAMS, *more)]
     for path in {path for path in found if path} | _libraries([path for path in found if path]):
         merged = path if path.startswith("/usr/") else f"/usr{path}"
         target = root / merged.lstrip("/")

@@ -88,6 +88,16 @@ def test_table_counts_tries_and_names_what_failed_or_was_absent(tmp_path: Path) 
     assert done.returncode == 1
 
 
+def test_interrupted_run_says_what_it_did_not_reach(tmp_path: Path) -> None:
+    stopped = SELECTION.replace("    pass\n", "    raise KeyboardInterrupt\n", 1)
+    (tmp_path / "test_selection.py").write_text(stopped)
+
+    done = faults("--markdown", str(tmp_path))
+
+    assert cells(done.stdout)["agent killed"] == ["0", "0", "not reached (4)"]
+    assert done.returncode == 2
+
+
 def test_selection_of_our_own_passes() -> None:
     done = faults("tests/unit/test_lease.py")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from payload_runner.protocol import CheckpointRule, Shape
+from payload_runner.protocol import CheckpointRule, Container, Shape
 from tests.hand_allocation import PLAN, Allocation
 from tests.node_agent import processes_of
 from tests.support import wait_until
@@ -177,3 +177,22 @@ def test_launcher_that_starts_nothing_blames_the_site_with_its_words(make: Make)
     assert (ended["state"], ended["blame"]) == ("failed", "site")
     assert "exit code 3 before a rank began" in ended["reason"]
     assert "no such partition" in ended["reason"]
+
+
+def test_podman_hands_in_what_the_launcher_tells_each_rank(make: Make, tmp_path: Path) -> None:
+    program = tmp_path / "programs" / "podman-hpc"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$@"; exit 1\n')
+    program.chmod(0o755)
+    allocation = make(SUM, container_runtime="podman-hpc", mpi_launcher=("env", "PMI_RANK=0"))
+    allocation.define(
+        "train", shape=Shape(ranks_per_node=1, start="mpi"), container=Container("docker://x")
+    )
+    allocation.order(POINT)
+    allocation.tell("close")
+    assert allocation.start(PATH=f"{program.parent}:{os.environ['PATH']}").wait(60) == 0
+    (ended,) = allocation.of("attempt_ended")
+    words = ended["stdout"].split(" --volume ")[0]
+    named = set(words.split(" --env ")[1:])
+    assert {"RANK", "MASTER_ADDR", "HARVESTER_ATTEMPT", "PMI*", "SLURM_*"} <= named
+    assert "--ipc host" in words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from payload_runner.container_environment import (
@@ -11,7 +13,12 @@ from payload_runner.container_environment import (
     of_runtime,
     parse_image_environment,
 )
-from payload_runner.containers import ContainerRun, container_argv, runtime_failed
+from payload_runner.containers import (
+    SHARED_MEMORY,
+    ContainerRun,
+    container_argv,
+    runtime_failed,
+)
 from payload_runner.images import BadContainer, resolve_image
 
 RUN = ContainerRun("/images/torch", "/tmp/w", "./run.sh", ("--opt",), variables=("A", "B"))
@@ -19,7 +26,7 @@ SHELL = ["/bin/sh", "-c", 'PATH="$PATH:."; export PATH\n./run.sh']
 BIND = "/tmp/w:/srv/workDir"
 APPTAINER = f"exec --contain --pid --ipc --home {BIND} --pwd /srv/workDir --opt /images/torch"
 PODMAN = (
-    "run --rm --read-only --network host --pull never --log-driver none --shm-size 0"
+    "run --rm --read-only --network host --pull never --shm-size 0 --log-driver none"
     " --security-opt label=disable --cap-drop all --security-opt no-new-privileges"
     f" --http-proxy=false --env HOME=/srv/workDir --env A --env B --volume {BIND}:rw"
     " --workdir /srv/workDir --opt /images/torch"
@@ -27,7 +34,7 @@ PODMAN = (
 GOLDEN = {
     "apptainer": f"apptainer {APPTAINER}",
     "singularity": f"singularity {APPTAINER}",
-    "bwrap": "bwrap --unshare-pid --unshare-ipc --unshare-uts --die-with-parent --cap-drop ALL"
+    "bwrap": "bwrap --unshare-pid --unshare-uts --die-with-parent --unshare-ipc --cap-drop ALL"
     " --ro-bind /images/torch / --proc /proc --dev /dev --tmpfs /tmp"
     " --bind /tmp/w /srv/workDir --chdir /srv/workDir --opt --",
     "charliecloud": "ch-run --private-tmp --set-env=HOME=/srv/workDir"
@@ -41,6 +48,29 @@ GOLDEN = {
 @pytest.mark.parametrize("runtime", sorted(GOLDEN))
 def test_command_line(runtime: str) -> None:
     assert list(container_argv(runtime, RUN)) == GOLDEN[runtime].split() + SHELL
+
+
+# How a rank differs: it shares memory with the others of its node.
+RANKS = {
+    "apptainer": (" --ipc ", f" --bind {SHARED_MEMORY} "),
+    "singularity": (" --ipc ", f" --bind {SHARED_MEMORY} "),
+    "bwrap": (" --unshare-ipc ", " "),
+    "charliecloud": (" ", " "),
+    "podman": (" --shm-size 0 ", " --ipc host "),
+    "podman-hpc": (" --shm-size 0 ", " --ipc host "),
+    "shifter": (" ", " "),
+}
+
+
+@pytest.mark.parametrize("runtime", sorted(RANKS))
+def test_command_line_of_a_rank(runtime: str) -> None:
+    alone, shared = RANKS[runtime]
+    golden = GOLDEN[runtime].replace(alone, shared)
+    if runtime == "bwrap":
+        there = f"--bind {SHARED_MEMORY} {SHARED_MEMORY}"
+        golden = golden.replace(" --tmpfs /tmp", f" --tmpfs /tmp {there}")
+    run = replace(RUN, of_several=True)
+    assert list(container_argv(runtime, run)) == golden.split() + SHELL
 
 
 @pytest.mark.parametrize(
