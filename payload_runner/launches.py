@@ -144,8 +144,9 @@ def launch_words(plan: AllocationPlan, slots: Sequence[Slot], erf: Path) -> Tupl
 def resource_file(plan: AllocationPlan, slots: Sequence[Slot]) -> str:
     """An explicit resource file for ``jsrun --erf_input``: whole nodes, shared with the agents.
 
-    Source: IBM Spectrum LSF, Job Step Manager, "Explicit resource files". Cores and GPUs of the
-    ranks are the agents' to pin.
+    Source: IBM Spectrum LSF, Job Step Manager, "Explicit Resource File (ERF) format"; ``host``
+    there is a host's number in the job, ``hostname`` its name. Cores and GPUs of the ranks are the
+    agents' to pin.
     """
     lines = [
         "cpu_index_using: logical",
@@ -159,7 +160,7 @@ def resource_file(plan: AllocationPlan, slots: Sequence[Slot]) -> str:
     whole = f"cpu: {{0-{plan.node.cores - 1}}}" + (f" ; gpu: {{{gpus}}}" if gpus else "")
     for host, slot in zip(slots[0].hosts, slots):
         for rank in range(slot.first_rank, slot.first_rank + slot.ranks):
-            lines.append(f"rank: {rank}: {{ host: {host} ; {whole} }}")
+            lines.append(f"rank: {rank}: {{ hostname: {host} ; {whole} }}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""MPI payloads through a real mpiexec: leader, agents and ranks on this machine."""
+"""MPI payloads through real launchers, MPICH's above all: leader, agents and ranks are here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from payload_runner.protocol import CheckpointRule, Container, Shape
 from tests.hand_allocation import PLAN, Allocation
 from tests.node_agent import processes_of
+from tests.open_mpi import OPEN_MPI, open_mpi
 from tests.support import wait_until
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")  # of the extra "mpi"
@@ -100,6 +101,19 @@ def test_ranks_on_two_nodes_add_up_and_know_their_seats(make: Make) -> None:
     (started,) = allocation.of("attempt_started")
     assert started["nodes"] == ["vnode1", "vnode2"]
     assert started["gpus"] == ["vnode1:0", "vnode2:0"]
+
+
+@pytest.mark.skipif(open_mpi() is None, reason="there is no mpirun of Open MPI")
+def test_ranks_under_open_mpi_add_up_and_know_their_seats(make: Make) -> None:
+    launcher = (str(open_mpi()), "--oversubscribe", "-n", "{ranks}", "--bind-to", "none")
+    allocation = make(SUM, mpi_launcher=launcher, environment=OPEN_MPI)
+    allocation.order(POINT)
+    allocation.tell("close")
+    outer = {"OMPI_COMM_WORLD_RANK": "7", "PMIX_RANK": "7", "OMPI_MCA_ess_base_jobid": "1"}
+    assert allocation.start(**outer, **OPEN_MPI).wait(90) == 0
+    (ended,) = allocation.of("attempt_ended")
+    assert ended["state"] == "succeeded", ended
+    assert (ended["loss"], ended["message"]) == (6.0, "0/0/0/4/0 1/1/0/4/0 2/0/1/4/0 3/1/1/4/0")
 
 
 def test_rank_that_fails_ends_the_others_and_its_words_are_told(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,23 @@ def test_usual_launchers_are_told_ranks_and_hosts(
 
 
 def test_resource_file_of_jsrun_names_every_rank_with_its_host() -> None:
-    lines = resource_file(plan_of("jsrun"), SLOTS).splitlines()
-    assert "oversubscribe_gpu: allow" in lines
-    assert lines[-4:] == [
-        f"rank: {rank}: {{ host: {host} ; cpu: {{0-41}} ; gpu: {{0,1}} }}"
-        for rank, host in enumerate(("n3", "n3", "n7", "n7"))
-    ]
+    *preamble, first, second, third, fourth = resource_file(plan_of("jsrun"), SLOTS).splitlines()
+    assert dict(line.split(": ") for line in preamble) == {
+        "cpu_index_using": "logical",
+        "overlapping_rs": "allow",  # the agents hold the same nodes
+        "oversubscribe_cpu": "allow",
+        "oversubscribe_gpu": "allow",
+        "oversubscribe_mem": "allow",
+        "launch_distribution": "packed",
+    }
+    whole = "cpu: {0-41} ; gpu: {0,1} }"
+    assert (first, second) == tuple(f"rank: {n}: {{ hostname: n3 ; {whole}" for n in (0, 1))
+    assert (third, fourth) == tuple(f"rank: {n}: {{ hostname: n7 ; {whole}" for n in (2, 3))
+
+
+def test_resource_file_of_nodes_without_gpus_names_none() -> None:
+    plan = replace(plan_of("jsrun"), node=NodeShape(gpus=0, cores=8))
+    assert resource_file(plan, SLOTS).splitlines()[-1] == "rank: 3: { hostname: n7 ; cpu: {0-7} }"
 
 
 @pytest.mark.parametrize(
@@ -111,12 +123,14 @@ OUTER = {
     "MPI_LOCALRANKID": "0",
     "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "0",
+    "SLURM_TASK_PID": "77",
     "SLURM_CPUS_PER_TASK": "8",
     "SLURM_TRES_PER_TASK": "cpu:8",
 }
 KEPT = {
     "PATH": "/bin",
     "SLURM_JOB_ID": "7",
+    "SLURM_TASKS_PER_NODE": "8(x3)",  # of the job; Open MPI's mpirun does not start without it
     "OMPI_MCA_btl": "tcp,self",
     "PMIX_MCA_gds": "hash",
     "PRTE_ALLOW_RUN_AS_ROOT": "1",
