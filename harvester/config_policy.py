@@ -90,8 +90,12 @@ def _limited(site: Site, limits: Mapping[str, Any], file: Path, rulings: list[Ru
     if payloads["containers_only"] and not site.containers_only:
         rulings.append(Ruling(key="payloads", value="containers only", instead_of="bare ones too"))
     _check_runtime(site, payloads, file)
+    held = limits["submission"]["held"] and not site.submission.held
+    if held:
+        rulings.append(Ruling(key="submission.held", value="true", instead_of="false"))
     return dataclasses.replace(
         site,
+        submission=dataclasses.replace(site.submission, held=site.submission.held or held),
         budgets=_bounded(site.budgets, "budgets", limits["budgets"], rulings),
         planning=_bounded(site.planning, "planning", limits["planning"], rulings),
         queues=_allowed_queues(site, limits["queues"], file, rulings),

@@ -187,6 +187,7 @@ class SubmissionKeys(_Part):
     memory_request: bool = True
     filesystems: list[Word] = []
     filesystems_required: bool = False
+    held: bool = False
 
 
 class NetworkKeys(_Part):
@@ -383,12 +384,19 @@ class PolicyPayloadKeys(_Part):
     runtimes: list[Runtime] | None = None
 
 
+class PolicySubmissionKeys(_Part):
+    """How jobs are submitted."""
+
+    held: bool = False
+
+
 class PolicyLimits(_Part):
     """What a site file can tighten and never loosen."""
 
     budgets: PolicyBudgetKeys = PolicyBudgetKeys()
     planning: PolicyPlanningKeys = PolicyPlanningKeys()
     payloads: PolicyPayloadKeys = PolicyPayloadKeys()
+    submission: PolicySubmissionKeys = PolicySubmissionKeys()
     queues: list[Word] | None = None
 
 

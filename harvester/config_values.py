@@ -180,7 +180,10 @@ def _filesystems(keys: SiteKeys) -> tuple[str, ...]:
 def _submission(keys: SiteKeys) -> SubmissionRules:
     rules = keys.submission
     return SubmissionRules(
-        gpu_request=rules.gpu_request, cores=rules.cores_request, memory=rules.memory_request
+        gpu_request=rules.gpu_request,
+        cores=rules.cores_request,
+        memory=rules.memory_request,
+        held=rules.held,
     )
 
 

@@ -69,6 +69,7 @@ def job_of(
         queue_kind=found.kind if found else "queue",
         account=site.account,
         requeue=site.requeue,
+        held=rules.held,
         gpus_per_node=0 if rules.gpu_request == "none" else site.node.gpus,
         gpu_request=rules.gpu_request,
         cores_per_node=site.node.cores if rules.cores else 0,

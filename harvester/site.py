@@ -44,6 +44,7 @@ class SubmissionRules:
     gpu_request: str = "gres"  # gres | gpus-per-node | none
     cores: bool = True
     memory: bool = True
+    held: bool = False  # nothing starts before a person has released it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from harvester.clock import iso
 from harvester.daemon.desk import Desk
 from harvester.daemon.facts import HOUR_S, remaining_s
 from harvester.daemon.problems import Trouble
+from harvester.model import AllocationState
 from harvester.store.allocations import AllocationRow
 from harvester.store.attempts import Running
 
@@ -86,6 +87,7 @@ def _allocation(desk: Desk, row: AllocationRow) -> dict[str, Any]:
         "started": _instant(row.started_at),
         "ended": _instant(row.ended_at),
         "reason": desk.waiting_for.get(row.tag, row.reason),
+        "submitted_held": desk.site.submission.held and row.state is AllocationState.HELD,
         "slot_seconds": row.slot_seconds,
         "busy_slot_seconds": row.busy_slot_seconds,
     }

@@ -167,6 +167,18 @@ def require_account(site: Site) -> None:
         raise ConfigurationError(Problem(f"site {site.name}", "account", "", expected))
 
 
+def require_capabilities(site: Site, batch: BatchSystem) -> None:
+    """Refuse what a site file asks for and its batch system cannot do."""
+    asked = (
+        ("requeue", site.requeue, batch.capabilities.requeue),
+        ("submission.held", site.submission.held, batch.capabilities.held_submission),
+    )
+    for key, wanted, able in asked:
+        if wanted and not able:
+            expected = f"expected false: {batch.name} cannot do that"
+            raise ConfigurationError(Problem(f"site {site.name}", key, "true", expected))
+
+
 def make_daemon(
     site: Site, overrides: CentralOverrides | None = None, *, has_run: bool = False
 ) -> Daemon:
@@ -177,6 +189,8 @@ def make_daemon(
             ``make_central``.
     """
     require_account(site)
+    batch = make_batch(site)
+    require_capabilities(site, batch)
     from harvester.clock import SystemClock
     from harvester.daemon import Daemon
     from harvester.effects import ThreadEffects
@@ -187,7 +201,7 @@ def make_daemon(
     way = None if site.remote is None else _remote_site(site)
     return Daemon(
         site,
-        batch=make_batch(site),
+        batch=batch,
         central=central if way is None else way.carrying(central),
         files=make_files(site),
         clock=clock,
@@ -288,7 +302,7 @@ def render_join(
     job = job_of(site, tag=tag, nodes=nodes, walltime_s=walltime_s, queue=queue, runner=runner)
     left = ("--nodes", str(nodes), "--walltime", f"{walltime_s:.0f}s")
     own = dataclasses.replace(
-        job, tag=Tag(_JOIN_NAME), command=(*command, *left), directory=site.spool
+        job, tag=Tag(_JOIN_NAME), command=(*command, *left), directory=site.spool, held=False
     )
     return make_batch(site).render(own), command
 

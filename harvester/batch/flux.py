@@ -17,7 +17,12 @@ from pathlib import Path
 
 from harvester.batch.adapter import CommandAdapter
 from harvester.batch.commands import Completed
-from harvester.batch.flux_answers import check_cancelled, parse_jobs, parse_submitted
+from harvester.batch.flux_answers import (
+    check_cancelled,
+    check_released,
+    parse_jobs,
+    parse_submitted,
+)
 from harvester.batch.port import BatchJob, Capabilities, Observation, ObservedJob
 from harvester.batch.script import plain_word, render_script, whole_minutes
 from harvester.errors import BatchUnavailable
@@ -35,7 +40,9 @@ class Flux(CommandAdapter):
 
     name = "flux"
     _IDENTITY = ("/usr/bin/id", "-u")  # by number is how jobs are listed
-    capabilities = Capabilities(accounting=True, exclude_nodes=True, walltime_step_s=60.0)
+    capabilities = Capabilities(
+        accounting=True, held_submission=True, exclude_nodes=True, walltime_step_s=60.0
+    )
 
     def render(self, job: BatchJob) -> str:
         options = script_options(job)
@@ -64,6 +71,10 @@ class Flux(CommandAdapter):
         if jobs:
             check_cancelled(self._ask(cancel_command(jobs)))
 
+    def release(self, jobs: Sequence[JobId]) -> None:
+        for job in jobs:  # flux job urgency takes one
+            check_released(self._ask(release_command(job)))
+
     def _ask(self, command: Sequence[str]) -> Completed:
         environment = {**batch_environment(self._environment), "FLUX_F58_FORCE_ASCII": "1"}
         return self._run(command, environment)
@@ -84,6 +95,8 @@ def script_options(job: BatchJob) -> tuple[str, ...]:
         "--exclusive",
         f"--time-limit={walltime_text(job.walltime_s)}",
     ]
+    if job.held:
+        options.append("--urgency=hold")
     if job.cores_per_node:
         options.append(f"--cores-per-slot={job.cores_per_node}")
     if job.gpus_per_node:
@@ -117,10 +130,19 @@ def jobs_command(since: str, *, everybody: bool = False) -> tuple[str, ...]:
 
 def cancel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
     """Cancel by id; ids are checked, for flux reads other words as options."""
-    for job in jobs:
-        if not re.fullmatch(r"f[1-9A-HJ-NP-Za-km-z]+|\d+", job):
-            raise BatchUnavailable(f"{job!r:.80} is not a Flux job id; nothing was cancelled")
-    return ("flux", "cancel", *jobs)
+    return ("flux", "cancel", *map(check_id, jobs))
+
+
+def release_command(job: JobId) -> tuple[str, ...]:
+    """Give a job the urgency of one that was not held; nothing changes for one that runs."""
+    return ("flux", "job", "urgency", check_id(job), "default")
+
+
+def check_id(job: JobId) -> str:
+    """A job's id, if it is one."""
+    if not re.fullmatch(r"f[1-9A-HJ-NP-Za-km-z]+|\d+", job):
+        raise BatchUnavailable(f"{job!r:.80} is not a Flux job id; nothing was asked")
+    return job
 
 
 def batch_environment(base: Mapping[str, str]) -> dict[str, str]:

@@ -89,6 +89,13 @@ def check_cancelled(done: Completed) -> None:
     check_complaints(done, _GONE)
 
 
+def check_released(done: Completed) -> None:
+    """Raise unless flux did it, or it complains about a job that is gone."""
+    # It says what the urgency was, on either stream: not a complaint.
+    if done.returncode != 0:
+        check_complaints(done, _GONE)
+
+
 def _observed(done: Completed, job: Table) -> ObservedJob:
     number = text(done, job, "id")
     if not number.isdecimal():
@@ -122,6 +129,8 @@ def _reason(done: Completed, job: Table, state: JobState) -> str:
         scheduler = table(done, table(done, job, "annotations"), "sched")
         waits = text_if_any(done, scheduler, "reason_pending")
         word = text(done, job, "state")
+        if state is JobState.HELD:
+            return "held: its urgency is 0"
         return "" if word == "RUN" else waits or word.lower()
     exception = table(done, job, "exception")
     words = [text_if_any(done, exception, key) for key in ("type", "note")]

@@ -31,6 +31,7 @@ from harvester.batch.commands import Completed, Executor, run_command
 from harvester.batch.gridengine_answers import (
     check_cancelled,
     check_id,
+    check_released,
     parse_qacct,
     parse_qstat,
     parse_reasons,
@@ -53,7 +54,11 @@ class GridEngine(CommandAdapter):
 
     name = "gridengine"
     capabilities = Capabilities(
-        accounting=True, requeue=True, exclude_nodes=True, walltime_step_s=60.0
+        accounting=True,
+        requeue=True,
+        held_submission=True,
+        exclude_nodes=True,
+        walltime_step_s=60.0,
     )
 
     def __init__(
@@ -120,6 +125,10 @@ class GridEngine(CommandAdapter):
         if jobs:
             check_cancelled(self._ask(qdel_command(jobs)))
 
+    def release(self, jobs: Sequence[JobId]) -> None:
+        if jobs:
+            check_released(self._ask(qrls_command(jobs)))
+
     def _ask(self, command: Sequence[str]) -> Completed:
         return self._run(command, client_environment(self._environment))
 
@@ -158,6 +167,8 @@ def script_options(job: BatchJob) -> tuple[str, ...]:
         "-notify",
         f"-r {'y' if job.requeue else 'n'}",
     ]
+    if job.held:
+        options.append("-h")
     return tuple(options)
 
 
@@ -224,6 +235,11 @@ def qacct_command(user: str, days: int | None) -> tuple[str, ...]:
 
 def qdel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
     return ("qdel", *map(check_id, jobs))
+
+
+def qrls_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
+    """Take away the user's own hold, which is what qsub -h sets."""
+    return ("qrls", "-h", "u", ",".join(map(check_id, jobs)))
 
 
 def client_environment(base: Mapping[str, str]) -> dict[str, str]:

@@ -43,6 +43,7 @@ _NEEDED = ("owner", "jobname", "jobnumber", "failed", "exit_status", "ru_wallclo
 _JOB_ID = r"[1-9]\d*"
 _GONE = re.compile(r'denied: job "\d+" does not exist|is already in deletion')
 _DONE = re.compile(r"has (?:registered the job \d+ for deletion|deleted job \d+)")
+_RELEASED = re.compile(r"modified hold of job \d+")
 _SAID_NO = re.compile(
     r"unable to run job: (?:.+)|^qsub: (?:.+)|unable to read script file|^denied: ",
     re.MULTILINE | re.IGNORECASE,
@@ -210,6 +211,21 @@ def _number(done: Completed, record: Mapping[str, str], key: str) -> int:
 
 def check_cancelled(done: Completed) -> None:
     """Raise unless qdel did it, or all that it did not do is about jobs that are gone or going."""
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    lines = _lines(done)
     if not lines or not all(_GONE.search(line) or _DONE.search(line) for line in lines):
         raise done.unavailable(f"failed, and printed {done.stdout[-200:]!r},")
+
+
+def check_released(done: Completed) -> None:
+    """Raise unless qrls did it, or all that it did not do is about jobs that are gone.
+
+    Of a job that is not held it says nothing.
+    """
+    lines = _lines(done)
+    sound = all(_GONE.search(line) or _RELEASED.search(line) for line in lines)
+    if not sound or (done.returncode != 0 and not lines):
+        raise done.unavailable(f"failed, and printed {done.stdout[-200:]!r},")
+
+
+def _lines(done: Completed) -> list[str]:
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

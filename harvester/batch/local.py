@@ -49,7 +49,11 @@ class LocalBatch:
 
     name = "local"
     capabilities = Capabilities(
-        accounting=True, requeue=True, exclude_nodes=True, walltime_step_s=1.0
+        accounting=True,
+        requeue=True,
+        held_submission=True,
+        exclude_nodes=True,
+        walltime_step_s=1.0,
     )
 
     def __init__(
@@ -88,6 +92,7 @@ class LocalBatch:
             warn_s=job.warn_s,
             exclude_nodes=job.exclude_nodes,
             requeue=job.requeue,
+            held=job.held,
             environment=dict(os.environ),
         )
         request = {"do": "submit", "cluster": to_fields(self._cluster), "job": to_fields(spec)}
@@ -115,7 +120,6 @@ class LocalBatch:
         self._tell("hold", jobs)
 
     def release(self, jobs: Sequence[JobId]) -> None:
-        """Let held jobs start; others are left as they are."""
         self._tell("release", jobs)
 
     def requeue(self, jobs: Sequence[JobId]) -> None:

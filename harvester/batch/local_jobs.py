@@ -155,9 +155,13 @@ class Jobs:
         impossible = why_impossible(self._cluster, spec)
         if impossible:
             raise RequestRefused(impossible)
+        first = Phase.HELD if spec.held else Phase.QUEUED
+        # Its spec makes the job, and a job without a status is queued: so the status goes first.
+        if spec.held:
+            self._records.save_status(spec.id, JobStatus(phase=first.value))
         self._records.save_spec(spec)
         self._next_id += 1
-        self._jobs[spec.id] = _Job(spec, JobStatus())
+        self._jobs[spec.id] = _Job(spec, JobStatus(phase=first.value))
         return spec.id
 
     def _adopt(self, cluster: Cluster) -> None:

@@ -43,6 +43,7 @@ class JobSpec:
     warn_s: float = 0.0
     exclude_nodes: tuple[str, ...] = ()
     requeue: bool = False
+    held: bool = False  # from its submission until it is released
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

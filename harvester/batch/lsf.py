@@ -20,7 +20,12 @@ from pathlib import Path
 
 from harvester.batch.adapter import CommandAdapter
 from harvester.batch.commands import Completed, Executor, run_command
-from harvester.batch.lsf_answers import check_cancelled, parse_bjobs, parse_submitted
+from harvester.batch.lsf_answers import (
+    check_cancelled,
+    check_released,
+    parse_bjobs,
+    parse_submitted,
+)
 from harvester.batch.port import BatchJob, Capabilities, Observation, ObservedJob
 from harvester.batch.script import plain_word, render_script, whole_minutes
 from harvester.errors import BatchUnavailable
@@ -63,6 +68,7 @@ class Lsf(CommandAdapter):
         self.capabilities = Capabilities(
             accounting=True,
             requeue=True,
+            held_submission=True,
             exclude_nodes=not whole_nodes,
             walltime_step_s=60.0,
         )
@@ -92,6 +98,10 @@ class Lsf(CommandAdapter):
         if jobs:
             check_cancelled(self._ask(bkill_command(jobs)))
 
+    def release(self, jobs: Sequence[JobId]) -> None:
+        if jobs:
+            check_released(self._ask(bresume_command(jobs)))
+
     def _jobs(self, *, everybody: bool = False) -> tuple[ObservedJob, ...]:
         return parse_bjobs(self._ask(bjobs_command(everybody=everybody)))
 
@@ -114,6 +124,8 @@ def script_options(job: BatchJob, *, whole_nodes: bool) -> tuple[str, ...]:
     if job.account:
         options.append(f"-P {plain_word('account', job.account)}")
     options.append("-r" if job.requeue else "-rn")
+    if job.held:
+        options.append("-H")
     return tuple(options)
 
 
@@ -150,10 +162,19 @@ def bjobs_command(*, everybody: bool = False) -> tuple[str, ...]:
 
 def bkill_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
     """Kill by id; ids are checked, for bkill reads 0 as all jobs and other words as options."""
-    for job in jobs:
-        if not re.fullmatch(r"[1-9]\d*(?:\[\d+\])?", job):
-            raise BatchUnavailable(f"{job!r:.80} is not an LSF job id; nothing was killed")
-    return ("bkill", *jobs)
+    return ("bkill", *map(check_id, jobs))
+
+
+def bresume_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
+    """Resume by id; bresume reads other words as bkill does."""
+    return ("bresume", *map(check_id, jobs))
+
+
+def check_id(job: JobId) -> str:
+    """A job's id, if it is one."""
+    if not re.fullmatch(r"[1-9]\d*(?:\[\d+\])?", job):
+        raise BatchUnavailable(f"{job!r:.80} is not an LSF job id; nothing was asked")
+    return job
 
 
 def bsub_environment(base: Mapping[str, str]) -> dict[str, str]:

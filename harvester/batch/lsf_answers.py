@@ -70,6 +70,9 @@ _NONE = re.compile(r"^no (?:unfinished )?job found\b", re.IGNORECASE)
 _GONE = re.compile(r"no matching job found|already finished|is being terminated", re.IGNORECASE)
 
 
+_NOT_HELD = re.compile(rf"{_GONE.pattern}|not in suspended state|is not suspended", re.IGNORECASE)
+
+
 def parse_submitted(done: Completed) -> JobId:
     """The job id in bsub's confirmation.
 
@@ -106,6 +109,13 @@ def parse_bjobs(done: Completed) -> tuple[ObservedJob, ...]:
 def check_cancelled(done: Completed) -> None:
     """Raise unless bkill did it, or every complaint of its is about a job that is gone."""
     check_complaints(done, _GONE)
+
+
+def check_released(done: Completed) -> None:
+    """Raise unless bresume did it, or every complaint of its is about a job that is not held."""
+    complaints = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode != 0 or complaints:
+        check_complaints(done, _NOT_HELD)
 
 
 def _observed(done: Completed, job: Table) -> ObservedJob:

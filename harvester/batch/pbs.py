@@ -21,6 +21,7 @@ from harvester.batch.commands import Completed, Executor, run_command
 from harvester.batch.pbs_answers import (
     check_cancelled,
     check_id,
+    check_released,
     has_no_history,
     parse_qselect,
     parse_qstat,
@@ -40,7 +41,12 @@ class Pbs(CommandAdapter):
     name = "pbs"
 
     capabilities = Capabilities(
-        accounting=True, requeue=True, walltime_step_s=60.0, look_commands=2, name_commands=2
+        accounting=True,
+        requeue=True,
+        held_submission=True,
+        walltime_step_s=60.0,
+        look_commands=2,
+        name_commands=2,
     )
 
     def __init__(
@@ -101,6 +107,10 @@ class Pbs(CommandAdapter):
         if jobs:
             check_cancelled(self._ask(qdel_command(jobs)))
 
+    def release(self, jobs: Sequence[JobId]) -> None:
+        if jobs:
+            check_released(self._ask(qrls_command(jobs)))
+
     def _of_project(self) -> tuple[JobId, ...]:
         if not self._project:
             return ()
@@ -138,6 +148,8 @@ def script_options(job: BatchJob) -> tuple[str, ...]:
         options.append(f"-A {plain_word('account', job.account)}")
     # One output file, written in place while the job runs, for its owner only.
     options += ["-j oe", "-k doe", "-W umask=077", f"-r {'y' if job.requeue else 'n'}"]
+    if job.held:
+        options.append("-h")
     return tuple(options)
 
 
@@ -186,6 +198,11 @@ def qstat_command(jobs: Sequence[JobId], *, history: bool = False) -> tuple[str,
 
 def qdel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
     return ("qdel", *map(check_id, jobs))
+
+
+def qrls_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
+    """Take away the user's own hold, which is what qsub -h sets."""
+    return ("qrls", "-h", "u", *map(check_id, jobs))
 
 
 def qsub_environment(base: Mapping[str, str]) -> dict[str, str]:

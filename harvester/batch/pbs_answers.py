@@ -66,6 +66,13 @@ EXITS: Mapping[int, JobEnd] = {
     -29: JobEnd.TIMED_OUT,
     -30: JobEnd.NODE_FAILED,  # a node could not join
 }
+# Who holds a job, by what PBS calls Hold_Types; "n" is nobody.
+_HOLDS: Mapping[str, str] = {
+    "u": "held by its user",
+    "o": "held by an operator",
+    "s": "held by the system",
+    "p": "held for a wrong password",
+}
 _DELETED = "91"  # substate of a job that somebody deleted
 # 256 and the number of the signal; shells say 128: TERM and KILL, as a walltime's end sends them.
 _KILLED = frozenset({271, 265, 143, 137})
@@ -141,6 +148,11 @@ def check_cancelled(done: Completed) -> None:
     check_complaints(done, _GONE_OR_GOING)
 
 
+def check_released(done: Completed) -> None:
+    """Raise unless qrls did it, or every complaint of its is about a job that is gone or runs."""
+    check_complaints(done, _GONE_OR_GOING)
+
+
 def _observed(done: Completed, job_id: str, job: Table) -> ObservedJob:
     asked = table(done, job, "Resource_List")
     state = STATES.get(text(done, job, "job_state"), JobState.UNKNOWN)
@@ -192,10 +204,11 @@ def _seconds(walltime: str) -> int:
 
 
 def _reason(done: Completed, job: Table) -> str:
-    """PBS's own words: the comment, and the exit status of what has ended."""
+    """PBS's own words: who holds it, the comment, and the exit status of what has ended."""
     status = text_if_any(done, job, "Exit_status")
     comment = " ".join(text_if_any(done, job, "comment").split())
-    parts = [f"exit {status}" if status else "", comment]
+    held = _HOLDS.get(text_if_any(done, job, "Hold_Types"), "")
+    parts = [f"exit {status}" if status else "", held, comment]
     return ", ".join(part for part in parts if part)
 
 

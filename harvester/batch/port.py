@@ -56,6 +56,7 @@ class BatchJob:
     directives: tuple[str, ...] = ()  # of the site, verbatim, without the comment prefix
     prologue: tuple[str, ...] = ()  # shell lines of the site, before the command
     requeue: bool = False
+    held: bool = False  # does not start before somebody releases it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,8 @@ class Capabilities:
     """What a batch system can do."""
 
     accounting: bool = False  # `ended` knows jobs that are no longer listed
-    requeue: bool = False
+    requeue: bool = False  # `BatchJob.requeue` means something
+    held_submission: bool = False  # so do `BatchJob.held` and `release`
     exclude_nodes: bool = False
     walltime_step_s: float = 60.0  # requests are rounded up to a multiple of this
     look_commands: int = 1  # how many commands one `observe` takes, whatever the number of jobs
@@ -135,3 +137,10 @@ class BatchSystem(Protocol):
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
         """Ask for the jobs' end. Jobs that are gone already are fine."""
+
+    def release(self, jobs: Sequence[JobId]) -> None:
+        """Let jobs start that were submitted held. Jobs that are gone or not held are fine.
+
+        Raises:
+            BatchUnavailable: also where somebody else holds one, in the batch system's words.
+        """

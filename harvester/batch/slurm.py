@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harvester.batch.adapter import CommandAdapter
-from harvester.batch.answers import last_line
+from harvester.batch.answers import check_complaints, last_line
 from harvester.batch.commands import Completed
 from harvester.batch.port import (
     BatchJob,
@@ -96,6 +96,9 @@ _NOT_SENT = re.compile(
 )
 _SAID_NO = re.compile(r"batch job submission failed: (.*)", re.IGNORECASE)
 _GONE = re.compile(r"invalid job id|already completing or completed|job not found", re.IGNORECASE)
+_NOTHING_TO_RELEASE = re.compile(
+    rf"{_GONE.pattern}|already finished|no longer pending", re.IGNORECASE
+)
 _NAMELESS = "allocation"  # what slurmdbd calls a job whose submission it has not heard of yet
 _NO_ACCOUNTING = "accounting storage is disabled"
 
@@ -105,7 +108,11 @@ class Slurm(CommandAdapter):
 
     name = "slurm"
     capabilities = Capabilities(
-        accounting=True, requeue=True, exclude_nodes=True, walltime_step_s=60.0
+        accounting=True,
+        requeue=True,
+        held_submission=True,
+        exclude_nodes=True,
+        walltime_step_s=60.0,
     )
 
     def render(self, job: BatchJob) -> str:
@@ -136,6 +143,10 @@ class Slurm(CommandAdapter):
         if jobs:
             check_cancelled(self._ask(scancel_command(jobs)))
 
+    def release(self, jobs: Sequence[JobId]) -> None:
+        if jobs:
+            check_released(self._ask(release_command(jobs)))
+
     def _ask(self, command: Sequence[str]) -> Completed:
         return self._run(command, query_environment(self._environment))
 
@@ -156,6 +167,8 @@ def script_options(job: BatchJob) -> tuple[str, ...]:
         "--ntasks-per-node=1",
         "--requeue" if job.requeue else "--no-requeue",
     ]
+    if job.held:
+        options.append("--hold")
     if job.queue:
         kind = "qos" if job.queue_kind == "qos" else "partition"
         options.append(f"--{kind}={plain_word('queue', job.queue)}")
@@ -211,10 +224,19 @@ def sacct_command(*, jobs: Sequence[JobId] = (), tags: Sequence[Tag] = ()) -> tu
 
 def scancel_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
     """Cancel by id; ids are checked, for scancel reads other words as other requests."""
-    for job in jobs:
-        if not re.fullmatch(_JOB_ID, job):
-            raise BatchUnavailable(f"{job!r:.80} is not a Slurm job id; nothing was cancelled")
-    return ("scancel", *jobs)
+    return ("scancel", *map(check_id, jobs))
+
+
+def release_command(jobs: Sequence[JobId]) -> tuple[str, ...]:
+    """Release by id; scontrol reads other words as names of jobs."""
+    return ("scontrol", "release", ",".join(map(check_id, jobs)))
+
+
+def check_id(job: JobId) -> str:
+    """A job's id, if it is one."""
+    if not re.fullmatch(_JOB_ID, job):
+        raise BatchUnavailable(f"{job!r:.80} is not a Slurm job id; nothing was asked")
+    return job
 
 
 def walltime_text(seconds: float) -> str:
@@ -335,6 +357,11 @@ def check_cancelled(done: Completed) -> None:
         return
     if not complaints or not all(_GONE.search(line) for line in complaints):
         raise done.unavailable("failed")
+
+
+def check_released(done: Completed) -> None:
+    """Raise unless scontrol did it, or all its complaints are about jobs that are gone or run."""
+    check_complaints(done, _NOTHING_TO_RELEASE)
 
 
 def read_state(word: str, reason: str = "") -> tuple[JobState, JobEnd | None]:

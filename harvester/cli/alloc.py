@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,14 +12,18 @@ from harvester.cli.alloc_ahead import plan, wrap
 from harvester.cli.options import states_option
 from harvester.cli.output import json_option, note, print_json, print_text
 from harvester.errors import NotFound, Refused
+from harvester.model import JobId
 from harvester.views.site_states import SiteState, find_states, state_of
+
+if TYPE_CHECKING:
+    from harvester.batch.port import BatchSystem
 
 Found = tuple[SiteState, Mapping[str, Any]]
 
 
 @click.group()
 def alloc() -> None:
-    """List, show and cancel allocations; plan them, or bring your own."""
+    """List, show, release and cancel allocations; plan them, or bring your own."""
 
 
 @alloc.command("list")
@@ -76,26 +80,36 @@ def show(tag: str, timeline: bool, site: str | None, as_json: bool) -> None:
 @states_option
 def cancel(tags: tuple[str, ...], dry_run: bool, site: str | None) -> None:
     """Cancel allocations at the batch system; their points run again elsewhere, uncharged."""
-    chosen = [_find(tag, site) for tag in tags]
-    for state, item in chosen:
-        if item.get("state") == "ended":
-            raise Refused(f"{item['tag']} at {state.site} has ended already; there is no job left")
-        if item.get("joined"):
-            raise Refused(
-                f"{item['tag']} at {state.site} is a job that its user started; "
-                f"who wants its end cancels job {item.get('job_id')} at the batch system"
-            )
-        if not item.get("job_id"):
-            raise Refused(
-                f"{item['tag']} at {state.site} is {item.get('state')} and has no job id yet; "
-                "try again when the batch system has it"
-            )
+    chosen = [_find_job(tag, site) for tag in tags]
     for state, item in chosen:
         if dry_run:
             note(f"would cancel {item['tag']}, job {item['job_id']} at {state.site}")
         else:
-            _cancel(state, str(item["job_id"]))
+            _batch(state).cancel([JobId(str(item["job_id"]))])
             note(f"asked for the end of {item['tag']}, job {item['job_id']} at {state.site}")
+
+
+@alloc.command()
+@click.argument("tags", metavar="TAG...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that are held.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be released.")
+@states_option
+def release(tags: tuple[str, ...], everything: bool, dry_run: bool, site: str | None) -> None:
+    """Let allocations start that were submitted held, as `submission.held` of a site file says."""
+    if bool(tags) is everything:
+        raise Refused("name the allocations to release, or give --all for all that are held")
+    chosen = _all_held(site) if everything else [_find_job(tag, site) for tag in tags]
+    for state, item in chosen:
+        if item.get("state") in ("running", "draining"):
+            raise Refused(f"{item['tag']} at {state.site} runs already: nothing holds it")
+    for state, item in chosen:
+        if dry_run:
+            note(f"would release {item['tag']}, job {item['job_id']} at {state.site}")
+        else:
+            _batch(state).release([JobId(str(item["job_id"]))])
+            note(f"released {item['tag']}, job {item['job_id']} at {state.site}")
+    if not chosen:
+        note("no allocation is held, as far as the published status says")
 
 
 alloc.add_command(plan)
@@ -120,12 +134,37 @@ def _show_timeline(tag: str, site: str | None, as_json: bool) -> None:
         print_text(timeline(Happened(item.kind, item.at, item.fields) for item in records))
 
 
-def _cancel(state: SiteState, job_id: str) -> None:
+def _batch(state: SiteState) -> BatchSystem:
     from harvester.config import load_site
-    from harvester.model import JobId
     from harvester.wiring import make_batch
 
-    make_batch(load_site(state.site_file, os.environ)).cancel([JobId(job_id)])
+    return make_batch(load_site(state.site_file, os.environ))
+
+
+def _find_job(tag: str, site: str | None) -> Found:
+    """An allocation that has a job of ours to be told something."""
+    state, item = _find(tag, site)
+    if item.get("state") == "ended":
+        raise Refused(f"{item['tag']} at {state.site} has ended already; there is no job left")
+    if item.get("joined"):
+        raise Refused(
+            f"{item['tag']} at {state.site} is a job that its user started; "
+            f"who wants its end cancels job {item.get('job_id')} at the batch system"
+        )
+    if not item.get("job_id"):
+        raise Refused(
+            f"{item['tag']} at {state.site} is {item.get('state')} and has no job id yet; "
+            "try again when the batch system has it"
+        )
+    return state, item
+
+
+def _all_held(site: str | None) -> list[Found]:
+    return [
+        (state, item)
+        for state, item in _allocations(site)
+        if item.get("state") == "held" and item.get("job_id") and not item.get("joined")
+    ]
 
 
 def _allocations(site: str | None) -> Iterator[Found]:

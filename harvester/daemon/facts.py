@@ -127,7 +127,8 @@ def remaining_s(desk: Desk, row: AllocationRow) -> float | None:
 
 def _is_ordered_ahead(desk: Desk, row: AllocationRow) -> bool:
     """From cron, orders wait in the log for the job: it would idle until the round after."""
-    waits = row.state in (AllocationState.QUEUED, AllocationState.HELD)
+    # A held job may stand there for days, and its points with it.
+    waits = row.state is AllocationState.QUEUED
     return desk.single_round and waits and not row.runner
 
 

@@ -70,7 +70,10 @@ class Probe:
         )
         root = self.paths.root
         command = (self.site.runner.python, str(runner), "probe", str(root))
-        return replace(usual, command=command, directory=root, warn_s=0.0, requeue=False)
+        # Whoever submits a probe waits for it: nobody else has to release it.
+        return replace(
+            usual, command=command, directory=root, warn_s=0.0, requeue=False, held=False
+        )
 
 
 def new_name() -> Tag:

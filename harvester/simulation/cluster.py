@@ -95,7 +95,9 @@ class SimulatedCluster:
         accounting: bool = True,
         listed_after_end_s: float = 0.0,
     ) -> None:
-        self.capabilities = Capabilities(accounting=accounting, requeue=True, walltime_step_s=60.0)
+        self.capabilities = Capabilities(
+            accounting=accounting, requeue=True, held_submission=True, walltime_step_s=60.0
+        )
         self.faults = ClusterFaults()
         self.jobs: dict[JobId, SimulatedJob] = {}
         self.queries = 0
@@ -122,7 +124,8 @@ class SimulatedCluster:
             )
         job_id = JobId(str(1001 + len(self.jobs)))
         wait = self._wait_s(job)
-        self.jobs[job_id] = SimulatedJob(job_id, job, self._now() + wait)
+        state = JobState.HELD if job.held else JobState.QUEUED
+        self.jobs[job_id] = SimulatedJob(job_id, job, self._now() + wait, state)
         self._agenda.after(wait, self._start_jobs)
         if self.faults.loses_answers:
             raise BatchUnavailable("the simulated scheduler took the job and fell silent")
@@ -153,6 +156,13 @@ class SimulatedCluster:
         for job_id in jobs:
             if job_id in self.jobs:
                 self._end(self.jobs[job_id], JobEnd.CANCELLED)
+
+    def release(self, jobs: Sequence[JobId]) -> None:
+        self._require_answer()
+        for job_id in jobs:
+            if job_id in self.jobs and self.jobs[job_id].state is JobState.HELD:
+                self.jobs[job_id].state = JobState.QUEUED
+        self._agenda.after(_START_INTERVAL_S, self._start_jobs)
 
     # --- what happens to jobs ---
 

@@ -134,6 +134,9 @@ class CrashingBatch:
     def cancel(self, jobs: Sequence[JobId]) -> None:
         self._point.around("cancel", lambda: self._batch.cancel(jobs))
 
+    def release(self, jobs: Sequence[JobId]) -> None:
+        self._batch.release(jobs)
+
 
 class CrashingCentral:
     """A central service whose calls are crash points."""

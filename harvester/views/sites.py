@@ -91,6 +91,8 @@ def _values(site: Site) -> Iterator[tuple[str, object]]:
         f"{budgets.submissions_per_hour} submissions an hour, "
         f"{budgets.jobs_in_flight} jobs in flight",
     )
+    if site.submission.held:
+        yield "submission", "held: `harvester alloc release` lets a job start"
     yield (
         "margins",
         f"{format_duration(planning.boot_margin_s)} to start, "

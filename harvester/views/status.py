@@ -116,9 +116,14 @@ def _allocations(state: SiteState, status: Json) -> Iterator[str]:
     if live:
         yield allocation_rows(live[:ALLOCATIONS_SHOWN])
     for item in live[:ALLOCATIONS_SHOWN]:
-        if item.get("state") in ("queued", "held") and item.get("reason"):
+        if item.get("state") == "queued" and item.get("reason"):
             words = f"  {clean(item.get('tag'))} waits: {clean(item['reason'])}"
             yield shorten(words, WIDTH)
+        elif item.get("state") == "held":
+            tag, why = clean(item.get("tag")), clean(item.get("reason") or "no reason is given")
+            yield shorten(f"  {tag} is held: {why}", WIDTH)
+            if item.get("submitted_held"):
+                yield f"      `harvester alloc release {tag}` lets it start."
     if len(live) > ALLOCATIONS_SHOWN:
         yield f"  ... {len(live) - ALLOCATIONS_SHOWN} more: `harvester alloc list`"
 

@@ -166,6 +166,41 @@ class TestBatchPort:
 
         bench.batch.cancel([job, JobId("4000")])
 
+    def test_held_job_starts_when_it_is_released_and_not_before(self, bench: Bench) -> None:
+        assert bench.batch.capabilities.held_submission
+        held = bench.submit(replace(bench.job("touch", "made"), held=True))
+        # Whoever comes after it passes it.
+        bench.wait_for_end(bench.submit(bench.job("true", tag=OTHER)))
+
+        (seen,) = [job for job in bench.batch.observe().jobs if job.job_id == held]
+        assert (seen.state, seen.end) == (JobState.HELD, None)
+        assert seen.reason
+        assert not (bench.directory / TAG / "made").exists()
+
+        bench.batch.release([held])
+
+        assert bench.wait_for_end(held).end is JobEnd.COMPLETED
+        assert (bench.directory / TAG / "made").exists()
+
+    def test_held_job_can_be_cancelled(self, bench: Bench) -> None:
+        held = bench.submit(replace(bench.job("true"), held=True))
+
+        bench.batch.cancel([held])
+
+        wait_until(lambda: bench.state(held) in (None, JobState.ENDED))
+
+    def test_release_of_what_is_not_held_or_gone_is_fine(self, bench: Bench) -> None:
+        ended = bench.submit(bench.job("true"))
+        bench.wait_for_end(ended)
+        runs = bench.submit(bench.job("sleep", "60", tag=OTHER))
+        wait_until(lambda: bench.state(runs) is JobState.RUNNING)
+
+        bench.batch.release([ended])
+        bench.batch.release([runs])
+        bench.batch.release([])
+
+        assert bench.state(runs) is JobState.RUNNING
+
     def test_cancel_of_nothing_is_fine(self, bench: Bench) -> None:
         bench.batch.cancel([])
 

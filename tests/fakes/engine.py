@@ -50,7 +50,7 @@ class Cluster:
 
     def add(self, job: Job) -> str:
         """Queue a job of ours: name, account, script (text), directory, output, nodes, gpus, cpus,
-        exclude.
+        exclude, and ``held`` if it is to be.
         """
         job_id = str(len(self.jobs) + 1)
         path = self.directory / f"{job_id}.sh"
@@ -58,7 +58,7 @@ class Cluster:
         fresh: Job = {
             "id": job_id,
             "user": getpass.getuser(),
-            "state": "pending",
+            "state": "held" if job.get("held") else "pending",
             "exit": None,
             "on": [],
             "pid": 0,
@@ -82,6 +82,10 @@ class Cluster:
                 os.killpg(job["pid"], signal.SIGTERM)
         elif job["state"] in ("pending", "held"):
             job["state"] = "cancelled"
+
+    def release(self, job: Job) -> None:
+        if job["state"] == "held":
+            job["state"] = "pending"
 
     def jobs_of(self, user: str | None = None, account: str | None = None) -> list[Job]:
         """The jobs of a user, those charged to an account, or all."""

@@ -23,7 +23,16 @@ _SHIFT = 24  # the ids of Flux are large: time in their upper bits
 
 def batch(cluster: Cluster, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="flux-batch", exit_on_error=False, allow_abbrev=False)
-    for option in ("job-name", "time-limit", "queue", "cwd", "output", "requires", "setattr"):
+    for option in (
+        "job-name",
+        "time-limit",
+        "queue",
+        "cwd",
+        "output",
+        "requires",
+        "setattr",
+        "urgency",
+    ):
         parser.add_argument(f"--{option}", default="")
     for option in ("nodes", "nslots", "cores-per-slot", "gpus-per-slot"):
         parser.add_argument(f"--{option}", type=int, default=0)
@@ -56,6 +65,7 @@ def batch(cluster: Cluster, argv: list[str]) -> int:
             "exclude": options.requires.removeprefix("-host:").split(","),
             "queue": options.queue or "batch",
             "account": options.setattr.removeprefix("system.bank="),
+            "held": options.urgency == "hold",
         }
     )
     print(f"\N{LATIN SMALL LETTER F WITH HOOK}{_f58(job_id)}")
@@ -79,6 +89,18 @@ def cancel(cluster: Cluster, argv: list[str]) -> int:
         else:
             cluster.cancel(job)
     return code
+
+
+def job(cluster: Cluster, argv: list[str]) -> int:
+    """``flux job urgency ID default``, which says what the urgency was."""
+    found = next((known for known in cluster.jobs if f"f{_f58(known['id'])}" == argv[1]), None)
+    if found is None:
+        return _fail("flux-job: ERROR: unknown job")
+    if found["state"] not in _STATES:
+        return _fail("flux-job: ERROR: job is inactive")
+    print(f"old urgency: {0 if found['state'] == 'held' else 16}", file=sys.stderr)
+    cluster.release(found)
+    return 0
 
 
 def getattr_(cluster: Cluster, argv: list[str]) -> int:
@@ -141,6 +163,7 @@ COMMANDS: dict[str, Callable[[Cluster, list[str]], int]] = {
     "jobs": jobs,
     "cancel": cancel,
     "getattr": getattr_,
+    "job": job,
 }
 _DOWN = "ERROR: Unable to connect to Flux: broker socket /run/flux/local was not found"
 DOWN = {name: (f"flux-{name}: {_DOWN}", 1) for name in COMMANDS}

@@ -48,6 +48,7 @@ def qsub(cluster: Cluster, argv: list[str]) -> int:
         "queue": queue,
         "account": options.get("-P", ""),
         "slots": slots,
+        "held": "-h" in options,
     }
     print(cluster.add(job))
     return 0
@@ -89,12 +90,26 @@ def qdel(cluster: Cluster, argv: list[str]) -> int:
     return code
 
 
+def qrls(cluster: Cluster, argv: list[str]) -> int:
+    code = 0
+    for word in argv[2].split(","):
+        job = cluster.find(word)
+        if job is None or job["state"] not in _STATES:
+            print(f'denied: job "{word}" does not exist')
+            code = 3
+        elif job["state"] == "held":
+            cluster.release(job)
+            print(f"modified hold of job {word}")
+    return code
+
+
 def _options(words: list[str]) -> dict[str, str]:
     """``-l NAME=VALUE`` and ``-pe NAME SLOTS`` by their names; later ones win."""
     found: dict[str, str] = {}
     rest = iter(words)
     for option in rest:
-        if option == "-notify":
+        if option in ("-notify", "-h"):
+            found[option] = ""
             continue
         value = next(rest)
         if option == "-l":
@@ -154,6 +169,7 @@ COMMANDS: dict[str, Callable[[Cluster, list[str]], int]] = {
     "qstat": qstat,
     "qacct": qacct,
     "qdel": qdel,
+    "qrls": qrls,
 }
 PROGRAMS = tuple(COMMANDS)
 DOWN = {

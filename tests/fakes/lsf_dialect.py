@@ -33,6 +33,7 @@ def bsub(cluster: Cluster, argv: list[str]) -> int:
     parser.add_argument("-n", type=int, default=1)
     parser.add_argument("-r", action="store_true")
     parser.add_argument("-rn", action="store_true")
+    parser.add_argument("-H", action="store_true")
     text = sys.stdin.buffer.read().decode(errors="surrogateescape")
     header = [line[6:] for line in text.splitlines() if line.startswith("#BSUB ")]
     words = [word for line in header for word in shlex.split(line)]
@@ -59,6 +60,7 @@ def bsub(cluster: Cluster, argv: list[str]) -> int:
             "exclude": re.findall(r"hname!='([^']*)'", required),
             "queue": options.q or "batch",
             "account": options.P or "default",
+            "held": options.H,
         }
     )
     chosen = f"queue <{options.q}>" if options.q else "default queue <batch>"
@@ -91,10 +93,27 @@ def bkill(cluster: Cluster, argv: list[str]) -> int:
     return code
 
 
+def bresume(cluster: Cluster, argv: list[str]) -> int:
+    code = 0
+    for job_id in argv:
+        job = cluster.find(job_id)
+        if job is None:
+            code = _fail(f"Job <{job_id}>: No matching job found")
+        elif job["state"] in ("completed", "failed", "cancelled"):
+            code = _fail(f"Job <{job_id}>: Job has already finished")
+        elif job["state"] != "held":
+            code = _fail(f"Job <{job_id}>: Job is not in suspended state")
+        else:
+            cluster.release(job)
+            print(f"Job <{job_id}> is being resumed")
+    return code
+
+
 def _values(job: Job) -> dict[str, str]:
     killed = job["state"] == "cancelled"
     failed = job["state"] == "failed"
     waits = "Not enough hosts to meet the job's spanning requirement;"
+    by_user = "Job was suspended by the user while pending;"
     return {
         "JOBID": job["id"],
         "JOBINDEX": "0",
@@ -105,7 +124,7 @@ def _values(job: Job) -> dict[str, str]:
         "PROJ_NAME": job["account"],
         "NEXEC_HOST": str(len(job["on"])) if job["on"] else "",
         "EXEC_HOST": ":".join(f"{job['cpus']}*{name}" for name in job["on"]),
-        "PEND_REASON": waits if job["state"] == "pending" else "",
+        "PEND_REASON": {"pending": waits, "held": by_user}.get(job["state"], ""),
         "SUSPEND_REASON": "",
         "EXIT_CODE": "130" if killed else str(job["exit"]) if failed else "",
         "EXIT_REASON": "TERM_OWNER: job killed by owner" if killed else "",
@@ -126,6 +145,7 @@ COMMANDS: dict[str, Callable[[Cluster, list[str]], int]] = {
     "bsub": bsub,
     "bjobs": bjobs,
     "bkill": bkill,
+    "bresume": bresume,
 }
 PROGRAMS = tuple(COMMANDS)
 _LOST = "Failed in an LSF library call: Communication time out"
@@ -133,5 +153,6 @@ DOWN = {
     "bsub": (f"{_LOST}. Job not submitted.", 255),
     "bjobs": ("batch system daemon not responding ... still trying", 255),
     "bkill": (f"Job <1>: {_LOST}", 255),
+    "bresume": (f"Job <1>: {_LOST}", 255),
 }
 LOST = dict.fromkeys(COMMANDS, _LOST)

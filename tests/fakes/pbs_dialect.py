@@ -44,6 +44,7 @@ def qsub(cluster: Cluster, argv: list[str]) -> int:
             "queue": queue,
             "account": options.get("-A", ""),
             "walltime": options["-l walltime"],
+            "held": "-h" in options,
         }
     )
     print(f"{job_id}.{SERVER}")
@@ -92,14 +93,30 @@ def qdel(cluster: Cluster, argv: list[str]) -> int:
     return code
 
 
+def qrls(cluster: Cluster, argv: list[str]) -> int:
+    code = 0
+    for word in argv[2:]:
+        job = cluster.find(word.split(".")[0])
+        if job is None:
+            code = _fail(f"qrls: Unknown Job Id {word}", _UNKNOWN)
+        elif not _is_listed(job):
+            code = _fail(f"qrls: Job has finished {word}", _FINISHED)
+        else:
+            cluster.release(job)
+    return code
+
+
 def _directives(text: str) -> list[str]:
     header = [line[5:] for line in text.splitlines() if line.startswith("#PBS ")]
     return [word for line in header for word in shlex.split(line)]
 
 
 def _options(words: list[str]) -> dict[str, str]:
-    """All take a value; later ones win, and ``-l`` is one option per resource."""
+    """All but -h take a value; later ones win, and ``-l`` is one option per resource."""
     found = {}
+    if "-h" in words:  # the one without a value
+        words = [word for word in words if word != "-h"]
+        found["-h"] = ""
     for option, value in zip(words[::2], words[1::2], strict=True):
         assert re.fullmatch(r"-[NSlqAjkWro]", option), option
         name = f"{option} {value.split('=')[0]}" if option == "-l" else option
@@ -130,6 +147,8 @@ def _attributes(job: Job) -> dict[str, object]:
         "resources_used": {"walltime": "00:00:01"},
         "Variable_List": {"PBS_O_HOME": "/home/user", "PBS_O_SHELL": "/bin/bash"},
     }
+    if job["state"] == "held":
+        found["Hold_Types"] = "u"
     if job["state"] == "pending":
         found["comment"] = "Not Running: Insufficient amount of resource: ngpus"
     if job["on"]:
@@ -151,6 +170,7 @@ COMMANDS: dict[str, Callable[[Cluster, list[str]], int]] = {
     "qselect": qselect,
     "qstat": qstat,
     "qdel": qdel,
+    "qrls": qrls,
 }
 PROGRAMS = tuple(COMMANDS)
 DOWN = {

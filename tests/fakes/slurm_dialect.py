@@ -65,6 +65,7 @@ def sbatch(cluster: Cluster, argv: list[str]) -> int:
         "exclude": options.exclude.split(","),
         "queue": options.partition or "batch",
         "account": options.account,
+        "held": options.hold,
     }
     print(cluster.add(job))
     return 0
@@ -75,6 +76,7 @@ def squeue(cluster: Cluster, argv: list[str]) -> int:
     fields = re.findall(r"(\w+):(\d+)([^,]*)", layout)
     for job in cluster.jobs_of(getpass.getuser() if "--me" in argv else None):
         values = _fields(job)
+        values["State"] = values["State"].split()[0]  # by whom is for sacct to say
         print("".join(f"{values[name][: int(w)]:<{w}}{end}" for name, w, end in fields))
     return 0
 
@@ -101,6 +103,20 @@ def scancel(cluster: Cluster, argv: list[str]) -> int:
             )
         else:
             cluster.cancel(job)
+    return 1 if failed else 0
+
+
+def scontrol(cluster: Cluster, argv: list[str]) -> int:
+    """``scontrol release ID,ID``: silent where it did it."""
+    failed = False
+    for job_id in argv[1].split(","):
+        job = cluster.find(job_id)
+        why = "Invalid job id specified" if job is None else "Job has already finished"
+        if job is None or job["state"] in ("completed", "failed", "cancelled"):
+            failed = True
+            print(f"{why} for job {job_id}\nslurm_suspend error: {why}", file=sys.stderr)
+        else:
+            cluster.release(job)
     return 1 if failed else 0
 
 
@@ -137,7 +153,13 @@ def _fail(text: str, code: int = 1) -> int:
     return code
 
 
-COMMANDS = {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel}
+COMMANDS = {
+    "sbatch": sbatch,
+    "squeue": squeue,
+    "sacct": sacct,
+    "scancel": scancel,
+    "scontrol": scontrol,
+}
 PROGRAMS = tuple(COMMANDS)
 
 _DOWN = "Unable to contact slurm controller (connect failure)"
@@ -146,5 +168,6 @@ DOWN = {
     "squeue": (f"slurm_load_jobs error: {_DOWN}", 1),
     "sacct": ("sacct: error: Problem talking to the database: Connection refused", 1),
     "scancel": (f"scancel: error: Kill job error on job id 1: {_DOWN}", 1),
+    "scontrol": (f"slurm_suspend error: {_DOWN}", 1),
 }
 LOST = {name: f"{name}: error: Socket timed out on send/recv operation" for name in COMMANDS}

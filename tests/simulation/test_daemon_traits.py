@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -17,7 +18,7 @@ from harvester.errors import Fenced
 from harvester.model import AllocationState, AttemptId, AttemptState, PointId
 from harvester.simulation.workload import SimulatedPayload
 from harvester.simulation.world import World, parameters_of
-from harvester.site import Budgets
+from harvester.site import Budgets, SubmissionRules
 from harvester.store import Store
 from payload_runner.logfile import LogReader, LogWriter
 from payload_runner.protocol import CheckpointRule, InputFile, Order, PayloadSpec
@@ -31,6 +32,7 @@ from tests.simulation.daemon_world import (
     spool_id_of,
     status_of,
 )
+from tests.simulation.reference import reference_site
 
 
 def records(world: World, path: Path) -> list[str]:
@@ -47,6 +49,32 @@ def test_the_status_is_what_its_schema_says(tmp_path: Path) -> None:
     daemon.close()
     assert status_of(world)["state"] == "stopped"
     jsonschema.validate(status_of(world), json.loads(schema.read_text()))
+
+
+def test_what_is_submitted_held_starts_when_a_person_releases_it(tmp_path: Path) -> None:
+    site = reference_site(tmp_path / "index", submission=SubmissionRules(held=True))
+    world = small_world(tmp_path, site=site)
+    daemon = world.daemon()
+    world.run(daemon, lambda: bool(world.cluster.jobs), limit_s=DAY_S)
+    since = world.clock.now()
+    world.run(daemon, lambda: world.clock.now() > since + 3600, limit_s=DAY_S)
+    jobs = len(world.cluster.jobs)
+    world.run(daemon, lambda: world.clock.now() > since + 6 * 3600, limit_s=DAY_S)
+
+    # Hours of waiting bring no more of them.
+    held = held_allocations(world)
+    assert len(held) == jobs == len(world.cluster.jobs)
+    assert {item["submitted_held"] for item in held} == {True}
+    assert {(item["started"], item["remaining_s"]) for item in held} == {(None, None)}
+    assert not running_jobs(world)
+    assert world.central.unsettled == POINTS
+
+    world.cluster.release(list(world.cluster.jobs))
+    world.run(daemon, lambda: bool(running_jobs(world)), limit_s=DAY_S)
+
+
+def held_allocations(world: World) -> list[dict[str, Any]]:
+    return [item for item in status_of(world)["allocations"] if item["state"] == "held"]
 
 
 @pytest.mark.fault("two daemons")

@@ -501,6 +501,33 @@ def test_alloc_without_a_job_id_cannot_be_cancelled_yet(cli: Cli, tmp_path: Path
     assert "has no job id yet" in found.err
 
 
+def test_alloc_release_dry_run_takes_those_that_are_held(cli: Cli, tmp_path: Path) -> None:
+    held = {**ALLOCATIONS[0], "tag": "haaaaa-dddddd", "state": "held", "job_id": "19"}
+    published(tmp_path, allocations=[*ALLOCATIONS, held])
+    found = cli("alloc", "release", "--all", "--dry-run")
+    assert (found.code, found.out) == (0, "")
+    assert found.err.strip() == "would release haaaaa-dddddd, job 19 at local"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("haaaaa-bbbbbb",), "runs already: nothing holds it"),
+        (("haaaaa-aaaaaa",), "has ended already"),
+        (("haaaaa-cccccc",), "has no job id yet"),
+        ((), "name the allocations to release, or give --all"),
+        (("haaaaa-bbbbbb", "--all"), "name the allocations to release, or give --all"),
+    ],
+)
+def test_alloc_release_of_what_is_not_held_says_why_not(
+    cli: Cli, tmp_path: Path, words: tuple[str, ...], why: str
+) -> None:
+    published(tmp_path, allocations=ALLOCATIONS)
+    found = cli("alloc", "release", *words)
+    assert found.code == 69
+    assert why in found.err
+
+
 def test_stop_and_start_make_and_remove_the_stop_file(cli: Cli, tmp_path: Path) -> None:
     spool = tmp_path / "state/harvester/sites/local/spool"
     assert cli("stop").code == 66

@@ -102,6 +102,19 @@ def test_limits_of_one_site_cannot_loosen_those_of_all(
     assert load_site("mine", environ, policy).budgets.jobs_in_flight == 4
 
 
+def test_policy_can_have_everything_submitted_held(
+    environ: Mapping[str, str], policy: PolicyFile
+) -> None:
+    rule(policy, "submission: {held: true}\n")
+    found = load_site_file("mine", environ, policy)
+    assert found.site.submission.held
+    assert found.rulings == (Ruling(key="submission.held", value="true", instead_of="false"),)
+
+    Path("cautious.yaml").write_text("extends: mine\nsubmission: {held: true}\n")
+    rule(policy, "submission: {held: false}\n")
+    assert load_site("cautious", environ, policy).submission.held
+
+
 def test_only_allowed_queues_are_left(environ: Mapping[str, str], policy: PolicyFile) -> None:
     rule(policy, "queues: [gpu, debug]\n")
     found = load_site_file("mine", environ, policy)

@@ -192,4 +192,13 @@ def test_screen_says_why_a_job_waits(tmp_path: Path) -> None:
     waits = {**STATUS["allocations"][0], "state": "held", "reason": "JobHeldAdmin"}
     publish(tmp_path, allocations=[waits])
     screen = status_screen(state_of("here", {"XDG_STATE_HOME": str(tmp_path)}))
-    assert "haaaaa-bbbbbb waits: JobHeldAdmin" in screen
+    assert "haaaaa-bbbbbb is held: JobHeldAdmin" in screen
+    assert "alloc release" not in screen
+
+
+def test_screen_says_how_a_job_that_was_submitted_held_is_let_start(tmp_path: Path) -> None:
+    held = {**STATUS["allocations"][0], "state": "held", "submitted_held": True}
+    publish(tmp_path, allocations=[{**held, "reason": "JobHeldUser"}])
+    screen = status_screen(state_of("here", {"XDG_STATE_HOME": str(tmp_path)}))
+    assert "haaaaa-bbbbbb is held: JobHeldUser" in screen
+    assert "`harvester alloc release haaaaa-bbbbbb` lets it start" in screen
