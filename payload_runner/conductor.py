@@ -21,6 +21,7 @@ from payload_runner.attempts import (
 from payload_runner.capacity import shape_problem
 from payload_runner.elastic import is_elastic
 from payload_runner.incarnation import History
+from payload_runner.launch_pause import LaunchPause
 from payload_runner.logfile import Record
 from payload_runner.placement import Assignment, Placement, Slot
 from payload_runner.protocol import (
@@ -98,6 +99,7 @@ class Conductor:
         self._began = now
         self._expected_since = now  # agents that have not joined
         self._placement = Placement(end - now - plan.drain_margin_s)
+        self._waiting = LaunchPause(self._placement)
         self._specs: Dict[str, PayloadSpec] = {}
         self._told: Set[Tuple[int, str]] = set()  # (node, payload) that it knows
         self._grace_s = 0.0
@@ -200,7 +202,7 @@ class Conductor:
         if before is None:
             self.drain = Drain(reason, outcome, deadline)
             self._emit(Draining.KIND, to_fields(Draining(reason)), urgent=True)
-            self._hand_back(self._placement.withdraw_all(), reason)
+            self._hand_back(self._waiting.withdraw_all(), reason)
         elif deadline is None or (before.deadline is not None and before.deadline <= deadline):
             return
         else:
@@ -307,7 +309,7 @@ class Conductor:
         outcome = "timed_out" if self.drain and self.drain.outcome == "timed_out" else "preempted"
         for attempt in list(self._live):
             self._give_up(attempt, outcome, reason, now)
-        self._hand_back(self._placement.withdraw_all(), reason)
+        self._hand_back(self._waiting.withdraw_all(), reason)
         self._count(now)
         ended = AllocationEnded(
             reason, round(self._slot_seconds, 3), round(self._busy_slot_seconds, 3)
@@ -350,7 +352,7 @@ class Conductor:
         if self.drain is not None:
             self._hand_back((attempt,), self.drain.reason)
             return
-        self._placement.add(request_for(order, spec))
+        self._waiting.add(request_for(order, spec), now)
         self._dirty = True
 
     def _refuse(self, attempt: str, reason: str) -> None:
@@ -363,7 +365,7 @@ class Conductor:
             self._resizing.end(live)
             self._stop_on_nodes(live, "stop", fields)
         elif attempt in self._orders:
-            self._placement.withdraw(attempt)
+            self._waiting.withdraw(attempt)
             del self._orders[attempt]
             state = "pruned" if fields.get("outcome") == "pruned" else "cancelled"
             end = AttemptEnded(attempt, state, reason=str(fields.get("reason", "")))
@@ -487,7 +489,9 @@ class Conductor:
         self._placement.release(attempt)
         self._busy_at = now
         self._dirty = True
-        self._settled.end(attempt, live.outcome(), live.nodes[0])
+        outcome = live.outcome()
+        self._waiting.ended(live, outcome, now)
+        self._settled.end(attempt, outcome, live.nodes[0])
 
     def _quarantine(self, node: int, reason: str) -> None:
         self._placement.close_node(node)
@@ -503,6 +507,7 @@ class Conductor:
         if self.drain is not None:
             return
         self._count(now)
+        self._waiting.release(now)
         remaining_s = self.drain_point() - now
         step = self._placement.step(now, remaining_s)
         reasons: Dict[str, List[str]] = {}

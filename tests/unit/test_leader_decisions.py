@@ -366,6 +366,65 @@ def test_launcher_is_ended_when_one_of_its_nodes_is_lost() -> None:
     assert (0, "stop") in [(node, kind) for node, kind, _ in desk.sent]
 
 
+def fail_to_launch(desk: Desk, number: int) -> bool:
+    """Order an attempt whose launcher fails before a rank begins; False if it is held back."""
+    (attempt,) = ids(number)
+    desk.order(attempt, payload="mpi")
+    desk.turn()
+    if attempt not in {started for _, started in desk.runs()}:
+        return False
+    for node in (0, 1):
+        desk.say(node, "ready", attempt=attempt)
+    desk.conductor.launch_ended(LaunchEnd(attempt, 1, "no such partition"))
+    for node in (0, 1):
+        desk.end(node, attempt, "failed", blame="site", reason="the MPI launcher ended")
+    return True
+
+
+@pytest.mark.fault("launcher broken")
+def test_launcher_that_fails_is_called_ever_more_seldom() -> None:
+    desk = working(MPI)
+    began, called = desk.now, []
+    for number in range(120):
+        if fail_to_launch(desk, number):
+            called.append(desk.now - began)
+        else:
+            desk.tell("stop", attempt=ids(number)[0], reason="to order another")
+        desk.turn(1.0)
+    assert called == [0.0, 2.0, 6.0, 14.0, 30.0, 62.0]
+
+
+@pytest.mark.fault("launcher broken")
+def test_what_is_held_back_runs_after_the_pause_and_a_sound_call_ends_all_pauses() -> None:
+    desk = working(MPI)
+    for number in (1, 2):
+        assert fail_to_launch(desk, number) is (number == 1)
+    desk.turn(2.0)
+    assert (0, ids(2)[0]) in desk.runs()
+    for node in (0, 1):
+        desk.say(node, "ready", attempt=ids(2)[0])
+    desk.say(0, "attempt_started", attempt=ids(2)[0])
+    for node in (0, 1):
+        desk.end(node, ids(2)[0])
+    assert fail_to_launch(desk, 3)
+    desk.turn(2.0)
+    assert fail_to_launch(desk, 4), "the pauses begin anew"
+
+
+@pytest.mark.fault("launcher broken")
+def test_what_is_held_back_is_handed_back_by_a_drain_and_others_run_meanwhile() -> None:
+    desk = working(MPI)
+    desk.tell("define", **to_fields(SPEC))
+    fail_to_launch(desk, 1)
+    assert not fail_to_launch(desk, 2)
+    desk.order(*ids(3))
+    desk.turn()
+    assert desk.runs()[-1] == (0, ids(3)[0])
+    desk.tell("drain", reason="enough")
+    (returned,) = desk.of("handed_back")
+    assert list(returned["attempts"]) == list(ids(2))
+
+
 def test_replaced_agents_join_again_and_what_ran_was_preempted_by_the_site() -> None:
     desk = working()
     desk.order(*ids(1))
