@@ -97,6 +97,18 @@ class LeasedPoint:
     attempts_before: int = 0  # under earlier leases, for display
 
 
+@dataclass(frozen=True, slots=True)
+class RecordRef:
+    """Where a record of a log lies: file, byte offset of its line, SHA-256 of the line in hex.
+
+    ``log`` is relative to the spool, or a name in the state directory.
+    """
+
+    log: str
+    offset: int
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One try at a point."""
@@ -118,6 +130,7 @@ class Attempt:
     checkpoint: FileRef | None = None
     progress: bool = False
     delivered: bool = False
+    proof: RecordRef | None = None  # the event that brought its outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from harvester.fold.logs import (
 )
 from harvester.model import Tag
 from harvester.spool.intake import read_until
-from harvester.spool.ledger import ledger_epochs, ledger_path
+from harvester.spool.ledger import ledgers
 from harvester.spool.orderlog import order_log_epochs, order_log_name
 from harvester.store import Store
 from payload_runner.files import Files
@@ -77,8 +77,8 @@ def catch_up(sources: Sources, store: Store) -> None:
         StorageUnavailable: a log cannot be read.
     """
     try:
-        for epoch in ledger_epochs(sources.files, sources.state_dir):
-            _read_ledger(sources, store, ledger_path(sources.state_dir, epoch))
+        for path in ledgers(sources.files, sources.state_dir):
+            _read_ledger(sources, store, path)
         for row in store.allocations.not_ended():
             _read_order_logs(sources, store, row.tag)
             _read_event_logs(sources, store, row.tag)

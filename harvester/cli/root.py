@@ -24,6 +24,7 @@ COMMANDS = {
     "stop": Lazy("harvester.cli.stop:stop", "Drain a site: nothing new is submitted or started."),
     "start": Lazy("harvester.cli.stop:start", "Take back `stop`."),
     "recover": Lazy("harvester.cli.recover:recover", "Rebuild a site's index from its logs."),
+    "audit": Lazy("harvester.cli.audit:audit", "Prove what was delivered of a task."),
     "site": Lazy("harvester.cli.site:site", "List, show, check and render site files."),
     "image": Lazy("harvester.cli.image:image", "Bring container images to a site."),
     "bundle": Lazy("harvester.cli.bundle:bundle", "Carry points and results by hand."),

@@ -96,6 +96,7 @@ def _summary(ended: Attempt) -> dict[str, Any]:
         "node": ended.node,
         "started_at": ended.started_at,
         "ended_at": ended.ended_at,
+        "proof": None if ended.proof is None else to_fields(ended.proof),
     }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from harvester.lifecycle import ALLOCATION_STEPS, ATTEMPT_STEPS
-from harvester.model import AllocationState, AttemptId, AttemptState, Blame, Tag
+from harvester.model import AllocationState, AttemptId, AttemptState, Blame, RecordRef, Tag
 from harvester.store import Store
 from payload_runner import protocol
-from payload_runner.logfile import Record
+from payload_runner.logfile import Record, encode_record
 from payload_runner.protocol import BadRecord, FileRef, to_fields
 
 log = logging.getLogger(__name__)
@@ -26,8 +28,8 @@ _ASLEEP = frozenset(
 _BLAMES = frozenset(blame.value for blame in Blame)
 
 
-def apply_event(store: Store, tag: Tag, record: Record) -> None:
-    """Apply one event of an allocation's runner.
+def apply_event(store: Store, tag: Tag, record: Record, log_name: str) -> None:
+    """Apply one event of an allocation's runner, which lies in the log of that name.
 
     Records that make no sense (of another release, of unknown attempts) are counted, not fatal:
     a log is another process's word.
@@ -41,7 +43,10 @@ def apply_event(store: Store, tag: Tag, record: Record) -> None:
     if event is None:
         store.count("unknown_events")
         return
-    _APPLY[type(event)](store, tag, record.at, event)
+    if isinstance(event, protocol.AttemptEnded):
+        _attempt_ended(store, tag, record.at, event, _proof(record, log_name))
+    else:
+        _APPLY[type(event)](store, tag, record.at, event)
 
 
 def _storable(value: Any) -> Any:
@@ -119,7 +124,16 @@ def _checkpoint(store: Store, tag: Tag, at: float, event: protocol.CheckpointSav
         store.attempts.save_checkpoint(attempt, event.file)
 
 
-def _attempt_ended(store: Store, tag: Tag, at: float, event: protocol.AttemptEnded) -> None:
+def _proof(record: Record, log_name: str) -> str:
+    """Where the record lies and what its line was, as JSON of a ``RecordRef``."""
+    line = encode_record(record.seq, record.kind, record.at, record.fields)
+    ref = RecordRef(log_name, record.offset, hashlib.sha256(line).hexdigest())
+    return json.dumps(to_fields(ref))
+
+
+def _attempt_ended(
+    store: Store, tag: Tag, at: float, event: protocol.AttemptEnded, proof: str
+) -> None:
     try:
         to = AttemptState(event.state)
     except ValueError:
@@ -138,6 +152,7 @@ def _attempt_ended(store: Store, tag: Tag, at: float, event: protocol.AttemptEnd
         "ended_at": at,
         "progress": int(event.progress),
         "duration_s": event.duration_s,
+        "proof": proof,
         "uploads": sum(ref is not None for ref in files),
         # A late word about a lost attempt is judged and told anew.
         "judged": 0,
@@ -263,7 +278,6 @@ _APPLY: dict[type, Callable[[Store, Tag, float, Any], None]] = {
     protocol.Reports: _reports,
     protocol.CheckpointSaved: _checkpoint,
     protocol.CheckpointRefused: _refused_checkpoint,
-    protocol.AttemptEnded: _attempt_ended,
     protocol.HandedBack: _handed_back,
     protocol.Heartbeat: _heartbeat,
     protocol.Fenced: _fenced,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -201,6 +202,8 @@ def _restore_outcome(store: Store, at: float, attempt: AttemptId, summary: Field
     if state is None or state.is_final:
         return
     columns = {name: summary.get(name) for name in ("blame", "reason", "loss", "node", "tag")}
+    proof = summary.get("proof")
+    columns["proof"] = json.dumps(proof) if proof else None
     columns.update(started_at=summary.get("started_at"), ended_at=summary.get("ended_at", at))
     if state is AttemptState.LEASED:
         store.attempts.step(attempt, AttemptState.ORDERED, at, "as the ledger implies")

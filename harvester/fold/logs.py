@@ -46,7 +46,7 @@ def _event(store: Store, name: str, tag: Tag, record: Record) -> None:
         store.positions.put(name, store.positions.get(name).without((first, last)))
         log.error("Events are gone for good. log=%s from=%s to=%s", name, first, last)
         return
-    apply_event(store, tag, record)
+    apply_event(store, tag, record, name)
 
 
 def _apply(

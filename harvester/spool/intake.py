@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,6 +170,19 @@ class EventLogs:
                 self._inotify.watch(str(path), mask)
 
 
+def read_now(files: Files, path: Path, *, offset: int = 0) -> Iterator[Batch]:
+    """A log from ``offset`` to its end, batch by batch, without waiting.
+
+    What is unreadable now counts as corrupt at once. A missing log has no batches with records.
+    """
+    ticks = iter(range(0, 1 << 62, 1000))  # each look at the time finds the 60 s passed
+    reader = LogReader(files, path, lambda: float(next(ticks)), offset=offset)
+    before = -1
+    while reader.position != before:
+        before = reader.position
+        yield reader.poll()
+
+
 def read_until(
     files: Files,
     path: Path,
@@ -183,16 +196,15 @@ def read_until(
     For rebuilding: what is unreadable now counts as corrupt at once, since its records are asked
     for again anyway. A missing log ends at once.
     """
-    ticks = iter(range(0, 1 << 62, 1000))  # each look at the time finds the 60 s passed
-    reader = LogReader(files, path, lambda: float(next(ticks)), offset=offset)
-    while to is None or reader.position < to:
-        before = reader.position
-        batch = reader.poll()
+    if to is not None and offset >= to:
+        return offset
+    for batch in read_now(files, path, offset=offset):
         if to is not None and batch.offset > to:
             kept = tuple(record for record in batch.records if record.end <= to)
             apply(Batch(kept, batch.gaps, to, False))
             return to
         apply(batch)
-        if reader.position == before:
+        offset = batch.offset
+        if to is not None and offset >= to:
             break
-    return reader.position
+    return offset

@@ -42,6 +42,11 @@ def ledger_epochs(files: Files, state_dir: Path) -> tuple[int, ...]:
     return tuple(sorted(int(match[1]) for match in found if match))
 
 
+def ledgers(files: Files, state_dir: Path) -> tuple[Path, ...]:
+    """Every ledger of a state directory, in the order in which they were written."""
+    return tuple(ledger_path(state_dir, epoch) for epoch in ledger_epochs(files, state_dir))
+
+
 def open_ledger(
     files: Files,
     state_dir: Path,

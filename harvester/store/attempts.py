@@ -10,14 +10,24 @@ from typing import Any
 
 from harvester import lifecycle
 from harvester.errors import IllegalTransition
-from harvester.model import Attempt, AttemptId, AttemptState, Blame, FileRef, LeaseId, PointId, Tag
+from harvester.model import (
+    Attempt,
+    AttemptId,
+    AttemptState,
+    Blame,
+    FileRef,
+    LeaseId,
+    PointId,
+    RecordRef,
+    Tag,
+)
 from harvester.model import TaskId as TaskId
 from harvester.store.history import Change, History
 from payload_runner.protocol import from_fields, to_fields
 
 _COLUMNS = (
     "attempt, lease, task, point, number, state, blame, reason, tag, node, loss, started_at,"
-    " ended_at, resumed_from, checkpoint, progress, delivered"
+    " ended_at, resumed_from, checkpoint, progress, delivered, proof"
 )
 # Run time that checkpoints have carried over: of the runs of the same lease with progress.
 _DONE = (
@@ -424,6 +434,7 @@ def _attempt(row: tuple[Any, ...]) -> Attempt:
         checkpoint=_load(row[14]),
         progress=bool(row[15]),
         delivered=row[16] == 2,
+        proof=None if row[17] is None else from_fields(RecordRef, json.loads(row[17])),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = "6"
+VERSION = "7"
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -66,7 +66,8 @@ CREATE TABLE attempts (
     uploads INTEGER NOT NULL DEFAULT 0, -- files to bring to the service before delivery
     delivered INTEGER NOT NULL DEFAULT 0, -- 0 no, 1 intended, 2 receipt
     told INTEGER NOT NULL DEFAULT 0,  -- was delivered at least once
-    verdict TEXT
+    verdict TEXT,
+    proof TEXT                       -- JSON RecordRef of the event that brought the outcome
 ) WITHOUT ROWID;
 CREATE INDEX live_attempts ON attempts (state, tag)
     WHERE state IN ('leased', 'ordered', 'running');

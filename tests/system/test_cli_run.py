@@ -226,6 +226,14 @@ def test_recover_rebuilds_a_lost_index(environ: Mapping[str, str], tmp_path: Pat
     assert index.read_bytes().startswith(b"SQLite format 3")
 
 
+def test_an_audit_of_a_task_that_was_never_here_says_so(environ: Mapping[str, str]) -> None:
+    for _ in ("before the first run", "after it"):
+        done = call(environ, "audit", "7", "--offline")
+        assert done.returncode == 66, done.stderr
+        assert "has no task 7" in done.stderr
+        assert call(environ, "run", "--once").returncode == 0
+
+
 def test_recover_is_refused_while_a_daemon_drives(
     environ: Mapping[str, str], running: Running
 ) -> None:

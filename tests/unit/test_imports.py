@@ -50,7 +50,7 @@ VALUES = (
     "harvester.lifecycle",
     "harvester.ids",
 )
-EDGE = ("daemon", "store", "spool", "lease", "effects", "recover", "fold", "status")
+EDGE = ("daemon", "store", "spool", "lease", "effects", "recover", "audit", "fold", "status")
 SHARED_BY_ADAPTERS = ("adapter", "answers", "port", "commands", "script")
 HEAVY = {
     "requests": ("harvester.central.http",),
