@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
 from payload_runner import gpus, guardian, processes
+from payload_runner.agent_queue import HAND_BACK_AT_ONCE, AgentQueue
 from payload_runner.containers import DETACHING
 from payload_runner.joining import connect
 from payload_runner.loop import Loop
@@ -26,6 +27,7 @@ from payload_runner.placement import Slot
 from payload_runner.protocol import (
     AllocationPlan,
     AttemptEnded,
+    AttemptStarted,
     BadRecord,
     Event,
     Order,
@@ -45,6 +47,7 @@ EX_OK, EX_DATAERR, EX_UNAVAILABLE, EX_IOERR = 0, 65, 69, 74
 LAST_S = 20.0
 _KEPT_OUTPUTS = 8  # of ended attempts, in case somebody asks for them
 _TIDY_S = 5.0
+GATHER_S = 0.01  # a word that nobody waits for is held back for company
 _PAYLOAD_STATES = ("pruned", "cancelled")
 _log = logging.getLogger(__name__)
 
@@ -99,10 +102,11 @@ class Agent:
         self._nonce = os.urandom(8).hex()
         self._payloads: Dict[str, Payload] = {}
         self._specs: Dict[str, PayloadSpec] = {}
+        self._queue = AgentQueue()
         self._ended: Deque[AttemptEnded] = deque(maxlen=_KEPT_OUTPUTS)
         self._wake: Optional[Wake] = None
         self._incoming = True
-        self._unsent = False
+        self._send_at: Optional[float] = None  # when what was said is handed over
         self._leaving = False
         self._exit_code = EX_OK
         self._deadline = monotonic() + plan.walltime_s
@@ -169,14 +173,19 @@ class Agent:
 
     def _turn(self) -> None:
         wait_s = self._link.wait_s()
-        due = None if wait_s is None else self._loop.now() + wait_s
+        now = self._loop.now()
+        due = None if wait_s is None else now + wait_s
+        if self._send_at is not None:
+            unsent_s = max(0.0, self._send_at - now)
+            wait_s = unsent_s if wait_s is None else min(wait_s, unsent_s)
         self._loop.turn(0.0 if self._incoming else wait_s)
-        overdue = due is not None and self._loop.now() >= due
+        now = self._loop.now()
+        overdue = due is not None and now >= due
         try:
             if self._incoming or overdue:
                 self._receive()
-            if self._unsent or overdue:
-                self._unsent = False
+            if overdue or (self._send_at is not None and now >= self._send_at):
+                self._send_at = None
                 self._link.flush()
         except LinkLost as error:
             self._alone(str(error))
@@ -204,6 +213,8 @@ class Agent:
         known: Dict[str, Callable[[Fields], None]] = {
             "define": self._define,
             "run": self._run,
+            "queue": self._enqueue,
+            "withdraw": self._withdraw,
             "stop": self._stop,
             "hosts": self._hosts,
             "give_back": self._give_back,
@@ -229,24 +240,58 @@ class Agent:
         order = from_fields(Order, fields.get("order"))
         if order.attempt in self._payloads:
             return
+        if not self._queue.remove(order.attempt) and fields.get("queued"):
+            return  # it began meanwhile, or was handed back
         slot = from_fields(Slot, fields.get("slot"))
+        spec = self._spec_of(order)
+        if spec is not None:
+            self._note_deadline(fields)
+            self._begin(order, spec, slot)
+
+    def _enqueue(self, fields: Fields) -> None:
+        order = from_fields(Order, fields.get("order"))
+        spec = self._spec_of(order)
+        if spec is None:
+            return
+        self._note_deadline(fields)
+        self._queue.add(order, spec)
+        if self._leaving:
+            self._withdraw({})
+
+    def _withdraw(self, fields: Fields) -> None:
+        """Hand back what did not begin, also when that is nothing: somebody waits for the word."""
+        attempts = self._queue.empty()
+        while len(attempts) > HAND_BACK_AT_ONCE:
+            self._say("unstarted", {"attempts": attempts[:HAND_BACK_AT_ONCE], "more": True})
+            attempts = attempts[HAND_BACK_AT_ONCE:]
+        self._say("unstarted", {"attempts": attempts})
+
+    def _spec_of(self, order: Order) -> Optional[PayloadSpec]:
         spec = self._specs.get(order.payload_id)
         if spec is None:
             reason = f"payload {order.payload_id} was never defined"
             self._emit(AttemptEnded(order.attempt, "failed", "site", reason))
-            return
-        remaining_s = float(fields.get("remaining_s") or 0.0)
-        self._deadline = self._loop.now() + remaining_s
+        return spec
+
+    def _note_deadline(self, fields: Fields) -> None:
+        self._deadline = self._loop.now() + float(fields.get("remaining_s") or 0.0)
+
+    def _begin(self, order: Order, spec: PayloadSpec, slot: Slot) -> None:
+        remaining_s = self._deadline - self._loop.now()
         payload = Payload(self._node, order, spec, slot, remaining_s, self._payload_ended)
         self._payloads[order.attempt] = payload
         payload.begin()
 
     def _stop(self, fields: Fields) -> None:
-        payload = self._payloads.get(str(fields.get("attempt")))
+        attempt = str(fields.get("attempt"))
+        outcome = str(fields.get("outcome"))
+        state = outcome if outcome in _PAYLOAD_STATES else "cancelled"
+        reason = str(fields.get("reason") or "stopped on request")
+        payload = self._payloads.get(attempt)
         if payload is not None:
-            outcome = str(fields.get("outcome"))
-            state = outcome if outcome in _PAYLOAD_STATES else "cancelled"
-            payload.stop(on_request(state, str(fields.get("reason") or "stopped on request")))
+            payload.stop(on_request(state, reason))
+        elif self._queue.remove(attempt):
+            self._emit(AttemptEnded(attempt, state, reason=reason))
 
     def _hosts(self, fields: Fields) -> None:
         payload = self._payloads.get(str(fields.get("attempt")))
@@ -289,11 +334,27 @@ class Agent:
     # --- payloads ---
 
     def _payload_ended(self, event: AttemptEnded, output: AttemptEnded) -> None:
-        del self._payloads[event.attempt]
+        payload = self._payloads.pop(event.attempt)
         self._ended.append(output)
-        self._emit(event)
+        fields = to_fields(event)
+        following = None
+        if self._queue:
+            if event.state == "succeeded":
+                following = self._queue.take(payload.shape)
+            else:
+                # What fails here may fail for the node's sake: let the leader look first.
+                self._withdraw({})
+        if following is None:
+            self._say(event.KIND, fields)
+            return
+        order, spec = following
+        # The slot is at work again, so nobody waits for this word: it may have company.
+        self._say(event.KIND, {**fields, "next": order.attempt}, within_s=GATHER_S)
+        self._begin(order, spec, payload.slot)
 
     def _drain_all(self, outcome: str, reason: str, remaining_s: float) -> None:
+        if self._queue:
+            self._withdraw({})
         stop = drained(outcome, reason, remaining_s)
         for payload in list(self._payloads.values()):
             payload.stop(stop)
@@ -314,12 +375,18 @@ class Agent:
         self._leaving = True
 
     def _emit(self, event: Event) -> None:
-        self._link.send(event.KIND, to_fields(event))
-        self._unsent = True
+        # Nothing is done about a start, and short payloads end before the word is needed.
+        within_s = GATHER_S if event.KIND == AttemptStarted.KIND else 0.0
+        self._say(event.KIND, to_fields(event), within_s=within_s)
 
     def _tell(self, kind: str, fields: Dict[str, str]) -> None:
-        self._link.send(kind, dict(fields))
-        self._unsent = True
+        self._say(kind, dict(fields))
+
+    def _say(self, kind: str, fields: Fields, *, within_s: float = 0.0) -> None:
+        """Send a message with the next ones, but ``within_s``; 0: at the end of this turn."""
+        self._link.send(kind, fields)
+        send_at = self._loop.now() + within_s
+        self._send_at = send_at if self._send_at is None else min(self._send_at, send_at)
 
     def _get_wake(self) -> Wake:
         if self._wake is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Set, Tuple
+from typing import Any, Dict, Optional, Protocol, Sequence, Set, Tuple
 
 from payload_runner.placement import Slot
 from payload_runner.protocol import Order, PayloadSpec
@@ -39,6 +39,16 @@ class LaunchEnd:
     said: str = ""
 
 
+class Launcher(Protocol):
+    """Starts the ranks of MPI payloads; how a call ended comes as ``Conductor.launch_ended``."""
+
+    def start(self, attempt: str, slots: Sequence[Slot]) -> None:
+        """Call the site's launcher for these slots (rank order). Never fails here."""
+
+    def abort(self, attempt: str) -> None:
+        """End that call, if there is one. Calling twice is safe."""
+
+
 @dataclass
 class Live:
     """An attempt that was given to its nodes and has not ended.
@@ -57,6 +67,8 @@ class Live:
     ends: Dict[int, Fields] = field(default_factory=dict)  # by node
     ready: Set[int] = field(default_factory=set)  # nodes that wait for the ranks of a launcher
     launch: Launch = Launch.NOT_YET
+    queued: bool = False  # its node has it ahead of need; no place is taken
+    followed: bool = False  # its place is another's already
 
     @property
     def nodes(self) -> Tuple[int, ...]:
@@ -110,6 +122,15 @@ class Live:
             if found is not None:
                 added["stderr"] = found
         return {**told, **added} if added else told
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Nothing starts any more. ``deadline``: what runs is being ended, all of it by then."""
+
+    reason: str
+    outcome: str = "preempted"  # of what is cut off
+    deadline: Optional[float] = None
 
 
 def request_for(order: Order, spec: PayloadSpec) -> Request:

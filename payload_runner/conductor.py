@@ -6,14 +6,15 @@ No I/O and no clock: events go out through ``emit``, messages to agents through 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Optional, Protocol, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Set
 
 from payload_runner.attempts import (
+    Drain,
     Fields,
     Health,
     Launch,
     LaunchEnd,
+    Launcher,
     Live,
     gpu_names,
     request_for,
@@ -23,7 +24,7 @@ from payload_runner.elastic import is_elastic
 from payload_runner.incarnation import History
 from payload_runner.launch_pause import LaunchPause
 from payload_runner.logfile import Record
-from payload_runner.placement import Assignment, Placement, Slot
+from payload_runner.placement import Assignment, Placement
 from payload_runner.protocol import (
     AllocationEnded,
     AllocationPlan,
@@ -42,8 +43,10 @@ from payload_runner.protocol import (
     from_fields,
     to_fields,
 )
+from payload_runner.queueing import Queueing
 from payload_runner.resizing import Resizing
 from payload_runner.settled import Emit, Settled
+from payload_runner.telling import Telling
 from payload_runner.walltime import stopping_grace
 
 JOIN_GRACE_S = 5.0  # after the first agent, the others are waited for this long before work begins
@@ -52,25 +55,6 @@ STEP_EVERY_S = 1.0  # while payloads wait: time passes, and with it what can sti
 # The harvester wants to know soon which orders are read; each word costs a file commit.
 HEARTBEAT_MIN_S = {"local": 0.2, "shared": 2.0}
 STRAGGLERS_S = 5.0  # attempts that outlast a drain by this much (or half the margin) are given up
-
-
-class Launcher(Protocol):
-    """Starts the ranks of MPI payloads; how a call ended comes as ``Conductor.launch_ended``."""
-
-    def start(self, attempt: str, slots: Sequence[Slot]) -> None:
-        """Call the site's launcher for these slots (rank order). Never fails here."""
-
-    def abort(self, attempt: str) -> None:
-        """End that call, if there is one. Calling twice is safe."""
-
-
-@dataclass(frozen=True)
-class Drain:
-    """Nothing starts any more. ``deadline``: what runs is being ended, all of it by then."""
-
-    reason: str
-    outcome: str = "preempted"  # of what is cut off
-    deadline: Optional[float] = None
 
 
 class Conductor:
@@ -101,7 +85,7 @@ class Conductor:
         self._placement = Placement(end - now - plan.drain_margin_s)
         self._waiting = LaunchPause(self._placement)
         self._specs: Dict[str, PayloadSpec] = {}
-        self._told: Set[Tuple[int, str]] = set()  # (node, payload) that it knows
+        self._telling = Telling(self._specs, send)
         self._grace_s = 0.0
         self._hosts: Dict[int, str] = {}
         self._resizing = Resizing(self._placement, emit, send, self._hosts)
@@ -109,8 +93,11 @@ class Conductor:
         self._gone: Set[int] = set()
         self._first_joined: Optional[float] = None
         self._opened = False
-        self._orders: Dict[str, Tuple[Order, Fields]] = {}  # waiting; as read, and as they came
+        self._orders: Dict[str, Order] = {}  # waiting
         self._live: Dict[str, Live] = {}
+        self._queueing = Queueing(
+            plan, self._placement, self._orders, self._live, self._specs, self._telling
+        )
         self._settled = Settled(emit, history.outcomes)
         self._health = Health()
         self._closed = False
@@ -203,6 +190,7 @@ class Conductor:
             self.drain = Drain(reason, outcome, deadline)
             self._emit(Draining.KIND, to_fields(Draining(reason)), urgent=True)
             self._hand_back(self._waiting.withdraw_all(), reason)
+            self._queueing.ask_back()
         elif deadline is None or (before.deadline is not None and before.deadline <= deadline):
             return
         else:
@@ -217,8 +205,16 @@ class Conductor:
         if kind == "hello":
             self._join(node, fields, now)
             return
+        if kind == "unstarted":
+            self._queueing.unstarted(node, fields, now)
+            self._dirty = True
+            if self.drain is not None:
+                self._hand_back(self._waiting.withdraw_all(), self.drain.reason)
+            return
         attempt = str(fields.get("attempt"))
         live = self._live.get(attempt)
+        if "next" in fields and self._queueing.follow(node, live, fields.pop("next"), now):
+            self._dirty = True
         if live is None:
             self._settled.late(attempt, kind, fields)
         elif node not in live.nodes:
@@ -268,6 +264,7 @@ class Conductor:
                 )
                 self._ended_on(live, node, to_fields(end), now)
         self._placement.remove_node(node)
+        self._queueing.forget(node)
         self._dirty = True
 
     def agents_replaced(self, reason: str, now: float) -> None:
@@ -277,8 +274,9 @@ class Conductor:
         self._count(now)
         for node in self._hosts.keys() - self._gone:
             self._placement.remove_node(node)
+            self._queueing.forget(node)
             del self._hosts[node]
-        self._told.clear()
+        self._telling.agents_replaced()
         self._placement.settled = False
         self._expected_since = now
         self._dirty = True
@@ -298,6 +296,7 @@ class Conductor:
             left = self._end - self.plan.drain_margin_s - now
             self.start_drain("the walltime ends", now, outcome="timed_out", within_s=left)
         self._give_up_stragglers(now)
+        self._queueing.ask_back_idle(now)
         if self._opened and (self._dirty or now - self._stepped >= STEP_EVERY_S):
             self._place(now)
         told = self.orders_read == self._told_orders
@@ -348,7 +347,7 @@ class Conductor:
             self._refuse(attempt, problem)
             return
         self._busy_at = now
-        self._orders[attempt] = (order, fields)
+        self._orders[attempt] = order
         if self.drain is not None:
             self._hand_back((attempt,), self.drain.reason)
             return
@@ -486,15 +485,19 @@ class Conductor:
         attempt = live.order.attempt
         self._count(now)
         del self._live[attempt]
-        self._placement.release(attempt)
         self._busy_at = now
-        self._dirty = True
+        left_s = None if self.drain is not None else self.drain_point() - now
+        self._queueing.ended(live, now, left_s)
+        if not live.followed:
+            self._placement.release(attempt)
+            self._dirty = True
         outcome = live.outcome()
         self._waiting.ended(live, outcome, now)
         self._settled.end(attempt, outcome, live.nodes[0])
 
     def _quarantine(self, node: int, reason: str) -> None:
         self._placement.close_node(node)
+        self._queueing.ask_back(node)
         self._dirty = True
         found = NodeQuarantined(self._hosts.get(node, str(node)), reason)
         self._emit(NodeQuarantined.KIND, to_fields(found), urgent=True)
@@ -520,26 +523,18 @@ class Conductor:
         for loan in step.lend:
             live = self._live[loan.attempt]
             self._resizing.lend(live, loan.slots)
-            self._send_runs(live.order, to_fields(live.order), loan.slots, remaining_s)
+            self._telling.run(live.order, loan.slots, remaining_s)
         for attempt, node in step.take_back:
             self._resizing.take_back(self._live[attempt], node)
+        self._queueing.fill(now, remaining_s)
 
     def _run(self, assignment: Assignment, now: float, remaining_s: float) -> None:
-        order, order_fields = self._orders.pop(assignment.attempt)
+        order = self._orders.pop(assignment.attempt)
         shape = self._specs[order.payload_id].shape
         nodes_min = shape.nodes_min if is_elastic(shape) else None
-        self._live[order.attempt] = Live(order, assignment.slots, now, nodes_min)
-        self._send_runs(order, order_fields, assignment.slots, remaining_s)
-
-    def _send_runs(
-        self, order: Order, order_fields: Fields, slots: Iterable[Slot], remaining_s: float
-    ) -> None:
-        for slot in slots:
-            if (slot.node, order.payload_id) not in self._told:
-                self._told.add((slot.node, order.payload_id))
-                self._send(slot.node, "define", to_fields(self._specs[order.payload_id]))
-            run: Dict[str, Any] = {"order": order_fields, "slot": to_fields(slot)}
-            self._send(slot.node, "run", {**run, "remaining_s": round(remaining_s, 3)})
+        live = self._live[order.attempt] = Live(order, assignment.slots, now, nodes_min)
+        self._queueing.started(live)
+        self._telling.run(order, assignment.slots, remaining_s)
 
     def _tell_drain(self, reason: str, within_s: float, outcome: str) -> None:
         fields = {"reason": reason, "remaining_s": within_s, "now": True, "outcome": outcome}
@@ -577,8 +572,8 @@ class Conductor:
         word = Heartbeat(
             self.epoch,
             self.orders_read,
-            len(self._orders),
-            len(self._live),
+            len(self._orders) + self._queueing.queued,
+            len(self._live) - self._queueing.queued,
             round(max(0.0, self.drain_point() - now), 3),
             round(self._placement.slots, 3),
             round(self._placement.slots_busy, 3),

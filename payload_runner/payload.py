@@ -39,6 +39,7 @@ from payload_runner.protocol import (
     AttemptStarted,
     Order,
     PayloadSpec,
+    Shape,
 )
 from payload_runner.relaying import HINT_FILE, Reporter, Saver
 from payload_runner.seats import Play, Seat, Seats, address_of
@@ -93,6 +94,16 @@ class Payload:
         self._prepared_as = Prepared()
         self._said = ""  # by the launcher of its ranks
         self._done = False
+
+    @property
+    def shape(self) -> Shape:
+        """What it occupies."""
+        return self._spec.shape
+
+    @property
+    def slot(self) -> Slot:
+        """What it was given; once it has ended, another of its shape may have it."""
+        return self._slot
 
     # --- preparing ---
 

@@ -104,6 +104,7 @@ class Placement:
         self._total_s = total_s
         self._nodes: Dict[int, Node] = {}
         self._waiting: Dict[str, Request] = {}
+        self._ahead: Dict[str, Tuple[Request, int]] = {}  # taken ahead of need; their arrival
         self._running: Dict[str, Running] = {}
         self._elastic: Dict[str, Running] = {}  # those of them that can borrow nodes
         self._groups: Dict[Shape, Group] = {}
@@ -167,8 +168,61 @@ class Placement:
         self._reservation = None
         return attempts
 
+    def take_next(self, node: int, shape: Shape, count: int, remaining_s: float) -> List[str]:
+        """What would be placed next, ahead of need; it waits here no longer.
+
+        At most ``count``, and only while it is of ``shape``, may begin with ``remaining_s`` left,
+        and the node is not reserved for another shape.
+        """
+        reserved = self._reservation
+        if reserved is not None and node in reserved.nodes:
+            waiting = self._waiting.get(reserved.attempt)
+            if waiting is not None and waiting.shape != shape:
+                return []
+        taken: List[str] = []
+        heads = self._heads()
+        while heads and len(taken) < count:
+            _, arrival, attempt = heapq.heappop(heads)
+            request = self._waiting[attempt]
+            if request.shape != shape or self._needs_s(request) > remaining_s:
+                break
+            del self._waiting[attempt]
+            self._ahead[attempt] = (request, arrival)
+            taken.append(attempt)
+            self._push_head(heads, self._groups[shape])
+        return taken
+
+    def put_back(self, attempt: str) -> None:
+        """What was taken ahead of need waits again, where it stood."""
+        if attempt in self._running:  # it was given a place, but did not begin there
+            request = self._running[attempt].request
+            self.release(attempt)
+            self.add(request)
+            return
+        request, arrival = self._ahead.pop(attempt)
+        self._waiting[attempt] = request
+        group = self._group(request.shape)
+        heapq.heappush(group.queue, (-request.priority, arrival, attempt))
+        heapq.heappush(self._deadlines, (-self._needs_s(request), attempt))
+
+    def take_over(self, ended: str, attempt: str, now: float) -> None:
+        """What was taken ahead of need runs, in the place of one that ended on its one node."""
+        if attempt in self._running:  # it was given another place meanwhile
+            request = self._running[attempt].request
+            self.release(attempt)
+        else:
+            request, _ = self._ahead.pop(attempt)
+        place = self._running.pop(ended)
+        for index in place.nodes:
+            if index in self._nodes:
+                running = self._nodes[index].running
+                running[attempt] = running.pop(ended)
+        self._running[attempt] = Running(request, place.nodes, now, now, place.joined)
+
     def release(self, attempt: str) -> None:
-        """A running payload ended on all its nodes."""
+        """A running payload ended on all its nodes, or one taken ahead of need never ran."""
+        if self._ahead.pop(attempt, None) is not None:
+            return
         running = self._running.pop(attempt)
         self._elastic.pop(attempt, None)
         for index in running.nodes:

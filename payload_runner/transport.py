@@ -3,7 +3,11 @@
 Messages are a kind and JSON fields. Leader to agent::
 
     define       PayloadSpec; before the first run that names it
-    run          {"order": Order, "slot": Slot, "remaining_s": seconds until the drain point}
+    run          {"order": Order, "slot": Slot, "remaining_s": seconds until the drain point};
+                 with "queued": true only if it is still queued there
+    queue        {"order", "remaining_s"}: to be run once one of the same shape has ended well
+                 here, in its slot
+    withdraw     {}: hand back what is queued
     stop         {"attempt", "outcome": "pruned" | "cancelled", "reason"}
     drain        {"reason", "remaining_s", "now", "outcome": "timed_out" | "preempted"}: end what
                  runs, all of it committed within remaining_s; may come again with less time
@@ -18,7 +22,8 @@ Agent to leader: ``hello {"node", "host", "shape": NodeShape, "pid"}`` first, th
 ``protocol``: attempt_started, reports, checkpoint, checkpoint_refused, attempt_ended. Each node of
 a multi-node payload sends its own start and end; the leader makes one of them. Before the start of
 an MPI payload comes ``ready {"attempt"}``: ranks may be launched; ``abort {"attempt"}``: its ranks
-were killed, and so should be their launcher.
+were killed, and so should be their launcher. An ``attempt_ended`` may carry ``next``: the queued
+attempt that runs in its slot now; ``unstarted {"attempts"}``: what was queued is queued no more.
 
 Acknowledgements and signs of life are the transports' own business and never show here. Which
 transport is taken is decided in ``joining``.

@@ -67,6 +67,11 @@ def test_twenty_payloads_on_two_nodes_end_with_their_results_in_one_log(
     assert 0 < ended["busy_slot_seconds"] <= ended["slot_seconds"]
     logs = list(allocation.paths.incarnation("1", 0).root.glob("*.log"))
     assert len(logs) == (5 if transport == "files" else 1)
+    # Two logs a node and two for the allocation, and no payload has left a file of its own.
+    tree = [path for path in allocation.paths.root.rglob("*") if path.is_file()]
+    assert len([path for path in tree if path.suffix == ".log"]) == len(logs) + 1
+    assert not [path for path in tree if "1.0.1.1" in str(path)]
+    assert len(tree) == len(logs) + 4, tree
 
 
 def test_an_old_interpreter_without_any_packages_runs_an_allocation(make: Make) -> None:
