@@ -15,6 +15,7 @@ __all__ = [
     "Attempt",
     "AttemptId",
     "AttemptState",
+    "BackfillWindow",
     "Blame",
     "FileRef",
     "JobId",
@@ -80,6 +81,15 @@ class AllocationState(Enum):
     def is_live(self) -> bool:
         """Whether it occupies or will occupy the batch system."""
         return self not in (AllocationState.PLANNED, AllocationState.ENDED)
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillWindow:
+    """Nodes of a queue that stand idle now, and until when a job may have them."""
+
+    queue: str
+    nodes: int
+    until: float  # wall clock; infinite where nobody is known to need them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from typing import Any
 
 from harvester.clock import iso
 from harvester.daemon.desk import Desk
-from harvester.daemon.facts import HOUR_S, remaining_s
+from harvester.daemon.facts import HOUR_S, node_hours_left, remaining_s
 from harvester.daemon.problems import Trouble
 from harvester.model import AllocationState
 from harvester.store.allocations import AllocationRow
@@ -46,7 +47,31 @@ def build_status(
         "delivery": _delivery(desk, now),
         "points": [_point(running) for running in desk.store.attempts.running(POINTS_SHOWN)],
         "log_gaps": desk.store.counted("log_gaps"),
+        "others": _others(desk),
+        "windows": _windows(desk),
     }
+
+
+def _others(desk: Desk) -> dict[str, Any]:
+    """Jobs that are not ours and count against limits: queue -> [queued, running]."""
+    return {
+        "at": _instant(desk.looked_at),
+        "user": {queue: list(jobs) for queue, jobs in desk.other_jobs.items()},
+        "project": {queue: list(jobs) for queue, jobs in desk.project_jobs.items()},
+    }
+
+
+def _windows(desk: Desk) -> dict[str, Any]:
+    """Nodes that stood idle when a submission asked; ``until`` null: no end is known."""
+    found = [
+        {
+            "queue": window.queue,
+            "nodes": window.nodes,
+            "until": None if window.until == math.inf else iso(window.until),
+        }
+        for window in desk.windows.found
+    ]
+    return {"at": _instant(desk.windows.at or None), "found": found}
 
 
 def _trouble(trouble: Trouble) -> dict[str, Any]:
@@ -61,11 +86,13 @@ def _trouble(trouble: Trouble) -> dict[str, Any]:
 def _budgets(desk: Desk, now: float, breaker_since: float | None) -> dict[str, Any]:
     budgets, spendings = desk.site.budgets, desk.store.spendings
     breaker = "closed" if breaker_since is None else f"open since {iso(breaker_since)}"
+    hours = node_hours_left(desk)
     return {
         "queries_last_minute": spendings.within("query", 60.0, now),
         "queries_allowed": budgets.queries_per_minute,
         "submissions_last_hour": spendings.within("submission", HOUR_S, now),
         "submissions_allowed": budgets.submissions_per_hour,
+        "node_hours_left": None if hours is None else round(hours, 3),
         "breaker": breaker,
     }
 

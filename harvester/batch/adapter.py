@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from harvester.batch.commands import Completed, Executor, run_command
 from harvester.batch.port import Observation, ObservedJob
+from harvester.model import BackfillWindow
 
 
 class CommandAdapter:
@@ -35,6 +36,10 @@ class CommandAdapter:
         self._environment = os.environ if environment is None else environment
         self._user = user
         self._project = project
+
+    def backfill_windows(self) -> tuple[BackfillWindow, ...]:
+        """None: what the command would say is not to be had of most batch systems."""
+        return ()
 
     def _owner(self) -> str:
         if self._user is None:

@@ -17,6 +17,7 @@ of the limit) and the site's GPU variable with the GPU indexes that it holds on 
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -31,12 +32,12 @@ from harvester.batch.local_wire import Message, connect, read_message, send_mess
 from harvester.batch.port import BatchJob, Capabilities, Observation, ObservedJob
 from harvester.batch.script import render_script
 from harvester.errors import BatchUnavailable, SubmissionRefused
-from harvester.model import JobId, Tag
+from harvester.model import BackfillWindow, JobId, Tag
 from payload_runner.files import require_private_dir
 from payload_runner.protocol import BadRecord, NodeShape, to_fields
 
 _ANSWER_S = 30.0
-_REPEATABLE = frozenset({"list", "cancel", "hold", "release"})
+_REPEATABLE = frozenset({"list", "free", "cancel", "hold", "release"})
 _START_S = 15.0  # a cold interpreter on a busy machine
 
 
@@ -54,6 +55,7 @@ class LocalBatch:
         held_submission=True,
         exclude_nodes=True,
         walltime_step_s=1.0,
+        window_commands=1,
     )
 
     def __init__(
@@ -102,6 +104,12 @@ class LocalBatch:
         if not self._has_live_jobs():
             return Observation(())
         return Observation(self._listed())
+
+    def backfill_windows(self) -> tuple[BackfillWindow, ...]:
+        free = self._ask({"do": "free"}) if self._has_live_jobs() else self._cluster.nodes
+        if not isinstance(free, int):
+            raise BatchUnavailable(f"the local scheduler answers nonsense: {free!r:.80}")
+        return (BackfillWindow("", free, math.inf),) if free else ()
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         try:

@@ -82,6 +82,7 @@ class Jobs:
         self._requests: Mapping[str, Callable[[Request], object]] = {
             "submit": self._submit,
             "list": self._list,
+            "free": self._free,
             "cancel": self._cancel,
             "hold": self._hold,
             "release": self._release,
@@ -176,6 +177,19 @@ class Jobs:
         }
         recent = [to_json(seen) for _, seen in self._recent.values()]
         return [*recent, *(to_json(_observed(job)) for job in self._jobs.values())]
+
+    def _free(self, _: Request) -> int:
+        """Nodes that stand idle; none while a job waits, which comes first."""
+        phases = {job.phase for job in self._jobs.values()}
+        if self._cluster is None or Phase.QUEUED in phases:
+            return 0
+        busy = {
+            name
+            for job in self._jobs.values()
+            if job.has_nodes
+            for name in job.status.placement.node_names
+        }
+        return len(set(self._cluster.node_names) - busy)
 
     def _cancel(self, request: Request) -> None:
         for job in self._named(request):

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from harvester.model import JobId, Tag
+from harvester.model import BackfillWindow, JobId, Tag
 
 
 class JobState(Enum):
@@ -100,6 +100,7 @@ class Capabilities:
     exclude_nodes: bool = False
     walltime_step_s: float = 60.0  # requests are rounded up to a multiple of this
     look_commands: int = 1  # how many commands one `observe` takes, whatever the number of jobs
+    window_commands: int = 0  # how many one `backfill_windows` takes; 0: it knows of none
     name_commands: int = 0  # how many `ended` takes for each name; 0: one for all names together
 
 
@@ -126,6 +127,12 @@ class BatchSystem(Protocol):
 
     def observe(self) -> Observation:
         """All jobs of this user, ours or not, and those of the project to count, in one query."""
+
+    def backfill_windows(self) -> tuple[BackfillWindow, ...]:
+        """Whole nodes that stand idle now, for each queue; windows of one queue may overlap.
+
+        A snapshot: they may be gone at the next moment. () where the batch system does not tell.
+        """
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         """What accounting knows of these jobs or names; unknown ones are left out.

@@ -1,4 +1,4 @@
-"""Slurm through its commands: sbatch, squeue, sacct and scancel, Slurm 20.11 or newer.
+"""Slurm through its commands: sbatch, squeue, sacct, scancel, scontrol and sinfo, 20.11 or newer.
 
 Argument vectors and the reading of outputs are pure functions; :class:`Slurm` puts them together
 with one executor. What cannot be read strictly is an error, never a shorter list.
@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harvester.batch import slurm_windows
 from harvester.batch.adapter import CommandAdapter
 from harvester.batch.answers import check_complaints, last_line
 from harvester.batch.commands import Completed
@@ -26,7 +27,7 @@ from harvester.batch.port import (
 )
 from harvester.batch.script import plain_word, render_script, whole_minutes
 from harvester.errors import BatchUnavailable, SubmissionRefused
-from harvester.model import JobId, Tag
+from harvester.model import BackfillWindow, JobId, Tag
 
 # How far back accounting is asked for a name; our allocations and their disputes are younger.
 _ACCOUNTING_START = "now-30days"
@@ -113,6 +114,7 @@ class Slurm(CommandAdapter):
         held_submission=True,
         exclude_nodes=True,
         walltime_step_s=60.0,
+        window_commands=3,
     )
 
     def render(self, job: BatchJob) -> str:
@@ -129,6 +131,12 @@ class Slurm(CommandAdapter):
     def observe(self) -> Observation:
         command = squeue_command(everybody=bool(self._project))
         return self._parted(parse_squeue(self._ask(command)))
+
+    def backfill_windows(self) -> tuple[BackfillWindow, ...]:
+        asked = (slurm_windows.SINFO, slurm_windows.EXPECTED, slurm_windows.RESERVATIONS)
+        environment = {**query_environment(self._environment), **slurm_windows.TIME_FORMAT}
+        states, expected, reservations = (self._run(command, environment) for command in asked)
+        return slurm_windows.parse_windows(states, expected, reservations)
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         # sacct joins --jobs and --name by "and", so that ids and names are a query each.
@@ -251,7 +259,7 @@ def walltime_text(seconds: float) -> str:
 
 def query_environment(base: Mapping[str, str]) -> dict[str, str]:
     """For squeue, sacct and scancel: nothing of the user's that changes what they print."""
-    dropped = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT")
+    dropped = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SLURM_TIME_FORMAT")
     kept = {name: value for name, value in base.items() if not name.startswith(dropped)}
     return {**kept, "LC_ALL": "C"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import time
@@ -13,7 +14,11 @@ import click
 from harvester.cli.options import central_options, seconds_of, site_option, task_client
 from harvester.cli.output import json_option, note, print_json, print_text
 
+# The status tells what stood idle at the last submission; older than this it says nothing.
+_WINDOWS_KEEP_S = 600.0
+
 if TYPE_CHECKING:
+    from harvester.model import BackfillWindow
     from harvester.planning.facts import AllocationFacts, NewAllocation, Plan
     from harvester.planning.preview import Standing, Work
     from harvester.site import Site
@@ -27,8 +32,9 @@ if TYPE_CHECKING:
 def plan(site: str, central: str | None, token_file: Any, as_json: bool, *, dry_run: bool) -> None:
     """Show what would be submitted now and why, with the rendered script.
 
-    Asks the central service for its running tasks and reads the daemon's published status; the
-    batch system is left alone. The daemon itself knows more of what ran before, and may differ.
+    Asks the central service for its running tasks and reads the daemon's published status: its
+    allocations, the jobs that count besides, node-hours left, idle nodes. The batch system is left
+    alone. The daemon itself knows more of what ran before, and may differ.
     """
     from harvester.config import load_site
     from harvester.planning.preview import preview
@@ -117,14 +123,53 @@ def _standing(site: Site, status: Mapping[str, Any]) -> Standing:
     from harvester.planning.preview import Standing
     from harvester.wiring import make_batch, make_files
 
+    now = time.time()
     live = [item for item in status.get("allocations", ()) if item.get("state") != "ended"]
     return Standing(
         live=tuple(_facts(item) for item in live),
         submissions=status.get("budgets", {}).get("submissions_last_hour", 0),
         walltime_step_s=make_batch(site).capabilities.walltime_step_s,
         stopping=make_files(site).exists(site.spool / "STOP"),
-        now=time.time(),
+        now=now,
+        other_jobs=_jobs(status, "user"),
+        project_jobs=_jobs(status, "project"),
+        node_hours_left=_node_hours_left(site, status),
+        windows=_windows(status, now),
     )
+
+
+def _jobs(status: Mapping[str, Any], whose: str) -> dict[str, tuple[int, int]]:
+    found = status.get("others", {}).get(whose, {})
+    return {str(queue): (int(queued), int(running)) for queue, (queued, running) in found.items()}
+
+
+def _node_hours_left(site: Site, status: Mapping[str, Any]) -> float | None:
+    """As the daemon says; what a budget has at all where none has run yet."""
+    budgets = site.budgets
+    whole = [
+        hours
+        for hours in (budgets.node_hours_per_day, budgets.node_hours_total)
+        if hours is not None
+    ]
+    known = status.get("budgets", {}).get("node_hours_left")
+    return float(known) if known is not None else min(whole, default=None)
+
+
+def _windows(status: Mapping[str, Any], now: float) -> tuple[BackfillWindow, ...]:
+    """What the daemon saw idle, as long as it may still be."""
+    from harvester.model import BackfillWindow
+    from harvester.views.text import instant
+
+    told = status.get("windows", {})
+    seen_at = instant(told.get("at"))
+    if seen_at is None or now - seen_at > _WINDOWS_KEEP_S:
+        return ()
+    found = []
+    for item in told.get("found", ()):
+        end = instant(item.get("until"))
+        until = math.inf if end is None else end
+        found.append(BackfillWindow(str(item["queue"]), int(item["nodes"]), until))
+    return tuple(found)
 
 
 def _facts(item: Mapping[str, Any]) -> AllocationFacts:
@@ -143,11 +188,18 @@ def _facts(item: Mapping[str, Any]) -> AllocationFacts:
     )
 
 
+_UNKNOWN = (
+    "jobs besides the harvester's and node-hours spent are not known here: its daemon has not yet "
+    "looked at the batch system"
+)
+
+
 def _restraints(status: Mapping[str, Any]) -> tuple[str, ...]:
     """What keeps the daemon from submitting whatever the plan says."""
     breaker = str(status.get("budgets", {}).get("breaker", "closed"))
     problems = [str(problem.get("what")) for problem in status.get("problems", ())]
-    return (*(() if breaker == "closed" else (f"the breaker is {breaker}",)), *problems)
+    unknown = () if status.get("others", {}).get("at") else (_UNKNOWN,)
+    return (*(() if breaker == "closed" else (f"the breaker is {breaker}",)), *problems, *unknown)
 
 
 # --- showing it ---

@@ -16,7 +16,7 @@ from harvester.daemon.problems import Problems
 from harvester.daemon.watch_link import Way
 from harvester.effects import Effects, Finished
 from harvester.lease import Lease
-from harvester.model import Tag
+from harvester.model import BackfillWindow, Tag
 from harvester.site import Site
 from harvester.spool.intake import EventLogs
 from harvester.spool.orderlog import OrderLogs
@@ -31,6 +31,14 @@ class Heard:
 
     monotonic: float
     remaining_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """What the batch system said of idle nodes, and when (wall clock)."""
+
+    at: float = 0.0
+    found: tuple[BackfillWindow, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +75,9 @@ class Desk:
     # Queue -> queued and running jobs, not ours: of this user, and of all members of the project.
     other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     project_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    looked_at: float | None = None  # when these were counted, wall clock
+    windows: Windows = field(default_factory=Windows)  # the newest
+    windows_wanted: bool = False  # a submission waits for them
 
     @property
     def is_local(self) -> bool:

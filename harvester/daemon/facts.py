@@ -12,6 +12,7 @@ from harvester.model import (
     Attempt,
     AttemptId,
     AttemptState,
+    BackfillWindow,
     PayloadSpec,
     Tag,
     TaskId,
@@ -42,6 +43,7 @@ class Outlook:
     nothing_more: bool
     may_submit: bool
     durations: Durations
+    windows: tuple[BackfillWindow, ...] = ()
 
 
 def learned_durations(desk: Desk) -> Durations:
@@ -81,8 +83,9 @@ def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
         other_jobs=desk.other_jobs,
         project_jobs=desk.project_jobs,
         submissions_left=submissions_left(desk) if outlook.may_submit else 0,
+        windows=outlook.windows,
         walltime_step_s=desk.batch.capabilities.walltime_step_s,
-        node_hours_left=_node_hours_left(desk),
+        node_hours_left=node_hours_left(desk),
         task_node_hours_left=_task_node_hours_left(desk),
         site_faults=_site_faults(desk, tasks),
         now=desk.clock.now(),
@@ -223,7 +226,8 @@ def _site_faults(desk: Desk, tasks: set[TaskId]) -> dict[TaskId, tuple[Attempt, 
     return {task: faults for task, faults in found.items() if faults}
 
 
-def _node_hours_left(desk: Desk) -> float | None:
+def node_hours_left(desk: Desk) -> float | None:
+    """What the site's budgets have left, the nearer one; None without one."""
     budgets = desk.site.budgets
     windows = (
         (budgets.node_hours_per_day, desk.clock.now() - DAY_S),

@@ -87,6 +87,7 @@ class MakePlan:
             nothing_more=self._points.nothing_more,
             may_submit=self._submit.may_plan(),
             durations=self._durations,
+            windows=self._submit.windows.usable(),
         )
 
     def _tell_blocked(self, facts: PlanInput, plan: Plan) -> None:

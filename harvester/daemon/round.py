@@ -22,6 +22,7 @@ from harvester.daemon.settle import Settle
 from harvester.daemon.submit import Submit
 from harvester.daemon.watch_batch import WatchBatch
 from harvester.daemon.watch_link import watch_way
+from harvester.daemon.windows import WatchWindows
 from harvester.effects import Finished
 from harvester.errors import Fenced, StorageUnavailable
 from harvester.planning.facts import Plan, PlanInput
@@ -33,7 +34,7 @@ PUBLISH_APART_S = {"local": 0.5, "shared": 10.0}
 # Even a quiet daemon shows that it lives.
 PUBLISH_AT_LEAST_S = 30.0
 STOP_LOOK_S = {"local": 1.0, "shared": 10.0}
-_LOOKS = frozenset({"poll", "lease", "observe", "renew"})
+_LOOKS = frozenset({"poll", "lease", "observe", "renew", "windows"})
 # A single round waits this long at most for the last events of a job that has ended.
 SETTLE_WITHIN_S = 5.0
 
@@ -59,7 +60,8 @@ class Round:
         self._watch = WatchBatch(desk)
         points = LeasePoints(desk)
         inputs = FetchInputs(desk)
-        submit = Submit(desk, self._watch)
+        windows = WatchWindows(desk, self._watch)
+        submit = Submit(desk, self._watch, windows)
         self._steps: tuple[Step, ...] = (
             TakeEvents(desk),
             Adopt(desk),
@@ -68,6 +70,7 @@ class Round:
             points,
             inputs,
             MakePlan(desk, plan, points, inputs, submit),
+            windows,
             submit,
             Deliver(desk, points),
         )

@@ -10,6 +10,7 @@ from harvester.batch.port import BatchJob
 from harvester.daemon.budgets import Backoff
 from harvester.daemon.desk import Desk
 from harvester.daemon.watch_batch import WatchBatch
+from harvester.daemon.windows import WatchWindows
 from harvester.effects import Finished
 from harvester.errors import Fenced, StorageUnavailable, SubmissionRefused
 from harvester.jobs import job_of, plan_of
@@ -30,7 +31,8 @@ class Submit:
 
     effects = ("submit", "cancel")
 
-    def __init__(self, desk: Desk, watch: WatchBatch) -> None:
+    def __init__(self, desk: Desk, watch: WatchBatch, windows: WatchWindows) -> None:
+        self.windows = windows
         self._desk = desk
         self._watch = watch
         self._refused = Backoff(desk.rng, base_s=60.0, ceiling_s=3600.0)
@@ -64,6 +66,8 @@ class Submit:
         if wanted and not self.may_submit():
             self._watch.want_look()
             return False
+        if wanted and self.windows.hold_back():
+            return False
         for new in wanted:
             tag = ids.new_tag(desk.spool_id, desk.rng, self._is_taken)
             desk.journal.record(
@@ -79,6 +83,7 @@ class Submit:
             )
             desk.journal.commit()
             planned = True
+            self.windows.spent()
         return planned
 
     def cancel(self, wanted: Iterable[tuple[Tag, str]]) -> bool:

@@ -32,6 +32,7 @@ class WatchBatch:
     """Observes the batch system and reconciles the allocations with what it says."""
 
     effects = ("observe", "accounting")
+    budget_pause_s = BUDGET_PAUSE_S
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -66,7 +67,7 @@ class WatchBatch:
         if finished.error is not None:
             self._failed(finished.error)
         elif isinstance(finished.result, Observation):
-            self._spend(finished.result.extra_commands)
+            self.spend(finished.result.extra_commands)
             self._observed(finished.result)
         elif isinstance(finished.result, tuple):
             self._accounted(finished.result)
@@ -76,7 +77,7 @@ class WatchBatch:
         now = self._desk.clock.monotonic()
         if self._in_flight or self._due_in(now) > 0:
             return changed
-        if self._doubtful and self._may_query(self._accounting_commands()):
+        if self._doubtful and self.may_query(self._accounting_commands()):
             self._ask_accounting()
         elif self._has_reason() and self._interval_left(now) <= 0 and self._may_look():
             self._look()
@@ -105,9 +106,12 @@ class WatchBatch:
         return self._wanted or outage or bool(self._desk.store.allocations.not_ended())
 
     def _may_look(self) -> bool:
-        return self._may_query(self._desk.batch.capabilities.look_commands)
+        if self._desk.windows_wanted and self.is_fresh:
+            return False  # the question before a submission goes first
+        return self.may_query(self._desk.batch.capabilities.look_commands)
 
-    def _may_query(self, commands: int) -> bool:
+    def may_query(self, commands: int) -> bool:
+        """Whether the budget allows so many queries now."""
         # What costs more than a minute's budget has to wait for longer than a minute.
         budget = self._desk.site.budgets.queries_per_minute
         window_s = 60.0 * max(1.0, commands / budget)
@@ -141,11 +145,12 @@ class WatchBatch:
     def _start(self, name: str, work: Work, commands: int) -> None:
         self._in_flight = True
         self._wanted = False
-        self._spend(commands)
+        self.spend(commands)
         deadline = 2 * self._desk.site.budgets.command_timeout_s
         self._desk.effects.start(name, work, lane="batch", deadline_s=deadline)
 
-    def _spend(self, queries: int) -> None:
+    def spend(self, queries: int) -> None:
+        """Charge queries to the budget."""
         for _ in range(queries):
             self._desk.store.spendings.add("query", self._desk.clock.now())
 
@@ -180,6 +185,7 @@ class WatchBatch:
         ours = frozenset(row.tag for row in rows if row.cancel == 0)
         desk.waiting_for = reconcile.pending_reasons(observation.jobs)
         desk.other_jobs = reconcile.count_others(observation.jobs, ours)
+        desk.looked_at = desk.clock.now()
         desk.project_jobs = reconcile.count_others(observation.of_project, ours)
         for row, item in zip(rows, known, strict=True):
             self._reconcile(row, item, observation.jobs)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harvester.model import AllocationState, Attempt, AttemptId, Shape, Tag, TaskId
+from harvester.model import (
+    AllocationState,
+    Attempt,
+    AttemptId,
+    BackfillWindow,
+    Shape,
+    Tag,
+    TaskId,
+)
 from harvester.site import Site
 
 
@@ -62,6 +70,7 @@ class PlanInput:
     other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     project_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     submissions_left: int = 0  # budget; 0 also while the breaker is open
+    windows: tuple[BackfillWindow, ...] = ()  # as of now; () where nobody has looked just now
     walltime_step_s: float = 1.0  # the batch system rounds requests up to a multiple of this
     node_hours_left: float | None = None  # after what live allocations may still use
     task_node_hours_left: Mapping[TaskId, float] = field(

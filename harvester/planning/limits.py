@@ -123,15 +123,18 @@ class Limits:
         """The longest walltime that offer, node-hours and maintenance allow for so many nodes."""
         longest = offer.walltime_max_s
         if self.window is not None:
-            longest = min(longest, self._whole_steps(self.window.in_s))
+            longest = min(longest, self.whole_steps(self.window.in_s))
         if self.node_hours is not None:
-            longest = min(longest, self._whole_steps(self.node_hours * 3600 / nodes))
+            longest = min(longest, self.whole_steps(self.node_hours * 3600 / nodes))
         return longest
 
     def _usable_s(self, offer: Offer, walltime_s: float) -> float:
-        return offer.overhead.usable_s(min(offer.walltime_max_s, self._whole_steps(walltime_s)))
+        return offer.overhead.usable_s(min(offer.walltime_max_s, self.whole_steps(walltime_s)))
 
-    def _whole_steps(self, seconds: float) -> float:
+    def whole_steps(self, seconds: float) -> float:
+        """The longest walltime within so many seconds that the batch system grants as it is."""
+        if seconds == math.inf:
+            return seconds
         return math.floor(seconds / self.walltime_step_s) * self.walltime_step_s
 
     def granted_s(self, asked_s: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from harvester.model import AllocationState, AttemptId, Tag
+from harvester.planning.backfill import Backfill
 from harvester.planning.blockage import blockage, misfit_sentence
 from harvester.planning.estimates import Estimator
 from harvester.planning.facts import AllocationFacts, NewAllocation, Plan, PlanInput, WaitingAttempt
@@ -47,7 +48,8 @@ def plan(facts: PlanInput) -> Plan:
     limits = Limits.of(facts)
     backlog = _backlog(facts, orders, left, estimator, overhead)
     rounds = 1 if facts.nothing_more else _ROUNDS_WHILE_MORE_COMES
-    submit = choose_allocations(backlog, bins, limits, overhead, rounds)
+    backfill = Backfill(facts.windows, facts.now)
+    submit = choose_allocations(backlog, bins, limits, overhead, rounds, backfill)
     for chosen in submit:
         limits = limits.take(chosen)
     return Plan(

@@ -6,10 +6,10 @@ service know less of single attempts, but enough to say what would be submitted,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from harvester.model import AttemptId, TaskId
+from harvester.model import AttemptId, BackfillWindow, TaskId
 from harvester.planning.facts import AllocationFacts, Plan, PlanInput, WaitingAttempt
 from harvester.planning.planner import plan
 from harvester.site import Site
@@ -58,6 +58,11 @@ class Standing:
     walltime_step_s: float = 1.0
     stopping: bool = False
     now: float = 0.0  # wall clock, for maintenance windows
+    # Queue -> queued and running jobs, not ours: of this user, and of all members of the project.
+    other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    project_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    node_hours_left: float | None = None
+    windows: tuple[BackfillWindow, ...] = ()
 
 
 def preview(site: Site, work: Sequence[Work], standing: Standing) -> Plan:
@@ -70,6 +75,10 @@ def preview(site: Site, work: Sequence[Work], standing: Standing) -> Plan:
             nothing_more=True,
             submissions_left=max(0, site.budgets.submissions_per_hour - standing.submissions),
             walltime_step_s=standing.walltime_step_s,
+            other_jobs=standing.other_jobs,
+            project_jobs=standing.project_jobs,
+            node_hours_left=standing.node_hours_left,
+            windows=standing.windows,
             stopping=standing.stopping,
             now=standing.now,
         )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harvester.model import AllocationState, Tag
+from harvester.planning.backfill import Backfill, is_worth, starts_now
 from harvester.planning.estimates import Estimator
 from harvester.planning.facts import AllocationFacts, NewAllocation, PlanInput, WaitingAttempt
 from harvester.planning.limits import Limits, Offer
@@ -147,6 +148,7 @@ def choose_allocations(
     limits: Limits,
     overhead: Overhead,
     rounds_min: int,
+    backfill: Backfill,
 ) -> tuple[NewAllocation, ...]:
     """Allocations for the backlog, one after another until nothing is left or may be submitted.
 
@@ -154,23 +156,53 @@ def choose_allocations(
     """
     chosen: list[NewAllocation] = []
     while backlog:
-        candidates = [
-            size
-            for offer in bins
-            if limits.refusal(offer) is None
-            and (size := size_allocation(backlog, offer, limits, rounds_min)) is not None
-        ]
-        if not candidates:
+        open_bins = [offer for offer in bins if limits.refusal(offer) is None]
+        best = _best(backlog, open_bins, limits, overhead, rounds_min)
+        if best is None:
             break
-        best = max(candidates, key=lambda size: _merit(size, backlog, overhead))
+        narrow = [small for offer in open_bins for small in backfill.narrowed(offer, limits)]
+        if any(
+            backfill.has_place_for(best, offer.queue)
+            for offer in open_bins
+            if offer.queue.name == best.queue
+        ):
+            best = starts_now(best)
+        elif (now := _best(backlog, narrow, limits, overhead, rounds_min)) is not None:
+            best = _sooner(now, best, backlog[0], overhead)
         chosen.append(best)
-        limits = limits.take(best)
+        limits, backfill = limits.take(best), backfill.take(best)
         usable = overhead.usable_s(best.walltime_s)
         within = min(usable, horizon_s(backlog, overhead))
         before, backlog = backlog, absorb(backlog, best.nodes, usable, best.nodes * within)
         if backlog == before:
             break
     return tuple(chosen)
+
+
+def _best(
+    backlog: Sequence[Demand],
+    bins: Sequence[Offer],
+    limits: Limits,
+    overhead: Overhead,
+    rounds_min: int,
+) -> NewAllocation | None:
+    """The allocation of all offers that suits the backlog best; None when none makes sense."""
+    sizes = (size_allocation(backlog, offer, limits, rounds_min) for offer in bins)
+    return max(
+        (size for size in sizes if size is not None),
+        key=lambda size: _merit(size, backlog, overhead),
+        default=None,
+    )
+
+
+def _sooner(
+    now: NewAllocation, waits: NewAllocation, first: Demand, overhead: Overhead
+) -> NewAllocation:
+    """The one that starts now if it is worth it (see ``backfill``), else the one that waits."""
+    usable = overhead.usable_s(now.walltime_s)
+    serves = first.runs_in(now.nodes, usable) and first.needed_s <= usable
+    node_s, waiting_node_s = now.nodes * usable, waits.nodes * overhead.usable_s(waits.walltime_s)
+    return starts_now(now, waits) if serves and is_worth(node_s, waiting_node_s) else waits
 
 
 def size_allocation(

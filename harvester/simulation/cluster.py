@@ -20,7 +20,7 @@ from harvester.batch.port import (
     ObservedJob,
 )
 from harvester.errors import BatchUnavailable, SubmissionRefused
-from harvester.model import JobId, Tag
+from harvester.model import BackfillWindow, JobId, Tag
 from harvester.simulation.agenda import Agenda, Event
 
 _START_INTERVAL_S = 5.0  # the scheduler's own cycle
@@ -77,6 +77,7 @@ class ClusterFaults:
     empty: bool = False  # answers with no job at all
     loses_answers: bool = False  # takes a submission, but the answer is lost
     refuses: str = ""  # why it takes no submission
+    no_windows: bool = False
     forgotten: set[JobId] = field(default_factory=set)  # listed no more, nor in accounting
 
 
@@ -94,13 +95,20 @@ class SimulatedCluster:
         wait_s: Callable[[BatchJob], float] = lambda job: 60.0,
         accounting: bool = True,
         listed_after_end_s: float = 0.0,
+        free_until: float | None = None,
     ) -> None:
         self.capabilities = Capabilities(
-            accounting=accounting, requeue=True, held_submission=True, walltime_step_s=60.0
+            accounting=accounting,
+            requeue=True,
+            held_submission=True,
+            walltime_step_s=60.0,
+            window_commands=0 if free_until is None else 1,
         )
+        self._free_until = free_until or 0.0  # wall clock: when nodes that are idle are needed
         self.faults = ClusterFaults()
         self.jobs: dict[JobId, SimulatedJob] = {}
         self.queries = 0
+        self.windows_asked = 0
         self._agenda = agenda
         self._launch = launch
         self._nodes = nodes
@@ -138,6 +146,17 @@ class SimulatedCluster:
         return Observation(
             tuple(_observed(job) for job in self.jobs.values() if self._is_listed(job))
         )
+
+    def backfill_windows(self) -> tuple[BackfillWindow, ...]:
+        if not self.capabilities.window_commands:
+            return ()
+        self.windows_asked += 1
+        self._query()
+        if self.faults.no_windows:
+            raise BatchUnavailable("the simulated scheduler keeps its windows to itself")
+        if not self._free:
+            return ()
+        return (BackfillWindow("batch", len(self._free), self._free_until),)
 
     def ended(self, jobs: Sequence[JobId], tags: Sequence[Tag]) -> tuple[ObservedJob, ...]:
         self._query()

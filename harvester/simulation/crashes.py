@@ -20,7 +20,7 @@ from harvester.central.port import (
     Report,
     Result,
 )
-from harvester.model import JobId, LeaseId, Tag
+from harvester.model import BackfillWindow, JobId, LeaseId, Tag
 from payload_runner.files import AppendFile, Files
 
 _T = TypeVar("_T")
@@ -133,6 +133,9 @@ class CrashingBatch:
 
     def cancel(self, jobs: Sequence[JobId]) -> None:
         self._point.around("cancel", lambda: self._batch.cancel(jobs))
+
+    def backfill_windows(self) -> tuple[BackfillWindow, ...]:
+        return self._batch.backfill_windows()
 
     def release(self, jobs: Sequence[JobId]) -> None:
         self._batch.release(jobs)

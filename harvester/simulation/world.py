@@ -47,6 +47,7 @@ class Scenario:
     nodes: int  # of the whole cluster
     wait_s: Callable[[BatchJob], float]  # from submission to start, if nodes are free
     parallel: int | None = None
+    free_until: float | None = None  # the end of backfill windows, wall clock; None: it tells none
     visibility_s: float = 0.0  # until a host sees what another has written
     lease_s: float = 86_400.0
 
@@ -72,7 +73,11 @@ class World:
             files=self.login,
         )
         self.cluster = SimulatedCluster(
-            self.agenda, self._launch, nodes=scenario.nodes, wait_s=scenario.wait_s
+            self.agenda,
+            self._launch,
+            nodes=scenario.nodes,
+            wait_s=scenario.wait_s,
+            free_until=scenario.free_until,
         )
 
     def daemon(self, point: CrashPoint | None = None, *, seed: int = 1) -> Daemon:

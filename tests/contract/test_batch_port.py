@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,6 +166,18 @@ class TestBatchPort:
         bench.wait_for_end(job)
 
         bench.batch.cancel([job, JobId("4000")])
+
+    def test_windows_are_told_by_those_that_say_so_and_lack_what_runs(self, bench: Bench) -> None:
+        if not bench.batch.capabilities.window_commands:
+            assert bench.batch.backfill_windows() == ()
+            return
+        assert {window.nodes for window in bench.batch.backfill_windows()} == {2}
+        whole = replace(bench.job("sleep", "60"), gpus_per_node=2, cores_per_node=2)
+        job = bench.submit(whole)
+        wait_until(lambda: bench.state(job) is JobState.RUNNING)
+
+        assert {window.nodes for window in bench.batch.backfill_windows()} == {1}
+        assert all(window.until > time.time() for window in bench.batch.backfill_windows())
 
     def test_held_job_starts_when_it_is_released_and_not_before(self, bench: Bench) -> None:
         assert bench.batch.capabilities.held_submission

@@ -98,6 +98,9 @@ class Cluster:
     def find(self, job_id: str) -> Job | None:
         return next((job for job in self.jobs if job["id"] == job_id), None)
 
+    def is_busy(self, node: str) -> bool:
+        return any(node in job["on"] and job["exit"] is None for job in self.jobs)
+
     def _collect(self, job: Job) -> None:
         path = self.directory / f"{job['id']}.exit"
         if path.exists() and path.read_text().endswith("\n"):

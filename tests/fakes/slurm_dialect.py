@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.fakes.engine import GPUS, NODES, Cluster, Job
@@ -72,6 +73,11 @@ def sbatch(cluster: Cluster, argv: list[str]) -> int:
 
 
 def squeue(cluster: Cluster, argv: list[str]) -> int:
+    if "--start" in argv:
+        for job in cluster.jobs:
+            if job["state"] in ("pending", "held"):
+                print("N/A|(null)")
+        return 0
     (layout,) = [word.split("=", 1)[1] for word in argv if word.startswith("--Format=")]
     fields = re.findall(r"(\w+):(\d+)([^,]*)", layout)
     for job in cluster.jobs_of(getpass.getuser() if "--me" in argv else None):
@@ -106,8 +112,17 @@ def scancel(cluster: Cluster, argv: list[str]) -> int:
     return 1 if failed else 0
 
 
+def sinfo(cluster: Cluster, argv: list[str]) -> int:
+    for node in NODES:
+        print(f"batch|{'mixed' if cluster.is_busy(node) else 'idle'}|{node}")
+    return 0
+
+
 def scontrol(cluster: Cluster, argv: list[str]) -> int:
-    """``scontrol release ID,ID``: silent where it did it."""
+    """``scontrol release ID,ID``, silent where it did it, and ``scontrol show reservation``."""
+    if argv[0] == "show":
+        print("No reservations in the system")
+        return 0
     failed = False
     for job_id in argv[1].split(","):
         job = cluster.find(job_id)
@@ -153,12 +168,13 @@ def _fail(text: str, code: int = 1) -> int:
     return code
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[Cluster, list[str]], int]] = {
     "sbatch": sbatch,
     "squeue": squeue,
     "sacct": sacct,
     "scancel": scancel,
     "scontrol": scontrol,
+    "sinfo": sinfo,
 }
 PROGRAMS = tuple(COMMANDS)
 
@@ -168,6 +184,7 @@ DOWN = {
     "squeue": (f"slurm_load_jobs error: {_DOWN}", 1),
     "sacct": ("sacct: error: Problem talking to the database: Connection refused", 1),
     "scancel": (f"scancel: error: Kill job error on job id 1: {_DOWN}", 1),
+    "sinfo": (f"slurm_load_partitions: {_DOWN}", 1),
     "scontrol": (f"slurm_suspend error: {_DOWN}", 1),
 }
 LOST = {name: f"{name}: error: Socket timed out on send/recv operation" for name in COMMANDS}
