@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harvester.daemon.desk import Desk
+from harvester.daemon.nodes import quarantined_tags
 from harvester.model import (
     AllocationState,
     Attempt,
@@ -69,11 +70,12 @@ def gather_facts(desk: Desk, outlook: Outlook) -> PlanInput:
         else:
             running[live.tag].append(value)
     rows = desk.store.allocations.not_ended()
+    bad_tags = quarantined_tags(desk)
     return PlanInput(
         site=desk.site,
         waiting=tuple(waiting),
         allocations=tuple(
-            _allocation(desk, row, tuple(ordered[row.tag]), tuple(running[row.tag]))
+            _allocation(desk, row, tuple(ordered[row.tag]), tuple(running[row.tag]), bad_tags)
             for row in rows
             if row.cancel == 0
         ),
@@ -101,10 +103,12 @@ def submissions_left(desk: Desk) -> int:
     return max(0, min(budgets.submissions_per_hour - spent, budgets.jobs_in_flight - in_flight))
 
 
-def is_accepting(desk: Desk, row: AllocationRow) -> bool:
-    """Whether the allocation's runner takes orders of this epoch."""
+def is_accepting(desk: Desk, row: AllocationRow, bad_tags: frozenset[Tag] = frozenset()) -> bool:
+    """Whether the allocation's runner takes orders of this epoch and has a node for them."""
     if row.closing or not desk.orders.is_open(row.tag):
         return False
+    if row.nodes == 1 and row.tag in bad_tags:
+        return False  # its only node lets payloads die
     if _is_ordered_ahead(desk, row):
         return True
     return (
@@ -194,6 +198,7 @@ def _allocation(
     row: AllocationRow,
     ordered: tuple[WaitingAttempt, ...],
     running: tuple[WaitingAttempt, ...],
+    bad_tags: frozenset[Tag],
 ) -> AllocationFacts:
     return AllocationFacts(
         tag=row.tag,
@@ -202,7 +207,7 @@ def _allocation(
         nodes=row.nodes,
         walltime_s=row.walltime_s,
         remaining_s=remaining_s(desk, row),
-        accepting=is_accepting(desk, row),
+        accepting=is_accepting(desk, row, bad_tags),
         ordered=ordered,
         running=running,
         queued_s=max(0.0, desk.clock.now() - row.planned_at) if row.started_at is None else 0.0,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from harvester import ids
 from harvester.daemon.desk import Desk
 from harvester.daemon.judging import Judgement, judge
+from harvester.daemon.nodes import charge, has_one_node, record
 from harvester.effects import Finished
 from harvester.model import Attempt, AttemptState
+from harvester.planning.nodes import NodeRecord
 from payload_runner.protocol import to_fields
 
 log = logging.getLogger(__name__)
@@ -28,8 +32,10 @@ class Settle:
 
     def step(self) -> bool:
         changed = self._stop_unwanted()
+        # One record serves them all: what is judged here becomes true at the commit below.
+        known = functools.cache(functools.partial(record, self._desk))
         for ended in self._desk.store.attempts.unjudged():
-            self._judge(ended)
+            self._judge(ended, known)
             changed = True
         if changed:
             self._desk.plan_wanted = True
@@ -57,17 +63,25 @@ class Settle:
             desk.journal.commit_orders()
         return closed or ordered
 
-    def _judge(self, ended: Attempt) -> None:
+    def _judge(self, ended: Attempt, known: Callable[[], NodeRecord]) -> None:
         store = self._desk.store
-        attempts = store.attempts.of_lease(ended.lease)
+        told, ended = ended, charge(ended, known)
+        attempts = tuple(
+            ended if found.attempt == ended.attempt else found
+            for found in store.attempts.of_lease(ended.lease)
+        )
         judgement = judge(ended, store.leases.get(ended.lease), attempts)
         fields: dict[str, Any] = {
             "attempt": ended.attempt,
             "final": judgement.final,
             "summary": _summary(ended),
         }
+        if ended.blame is not told.blame:
+            fields["charged"] = ["blame", "reason"]
         if judgement.goes_on:
             fields["next"] = self._next(attempts)
+            if ended.blame is not told.blame and has_one_node(self._desk, ended.tag):
+                fields["next"]["not_in"] = ended.tag
         self._desk.journal.record("judged", fields)
         _say(ended, judgement)
 

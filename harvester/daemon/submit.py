@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 from harvester import ids
 from harvester.batch.port import BatchJob
 from harvester.daemon.budgets import Backoff
 from harvester.daemon.desk import Desk
+from harvester.daemon.nodes import record
 from harvester.daemon.watch_batch import WatchBatch
 from harvester.daemon.windows import WatchWindows
 from harvester.effects import Finished
@@ -37,6 +39,8 @@ class Submit:
         self._watch = watch
         self._refused = Backoff(desk.rng, base_s=60.0, ceiling_s=3600.0)
         self._uncancelled: dict[Tag, Backoff] = {}  # one that cannot be must not stop all else
+        self._excluding: set[Tag] = set()  # submissions under way that name nodes to do without
+        self._exclusions_refused = False
 
     def may_plan(self) -> bool:
         """Whether submissions make sense: no outage, no refusal, no series of dead allocations."""
@@ -127,7 +131,7 @@ class Submit:
     def _submit(self, row: AllocationRow) -> None:
         desk = self._desk
         tag = row.tag
-        job = batch_job(desk, row)
+        job = replace(batch_job(desk, row), exclude_nodes=self._excluded(row))
         self._write_allocation(row, job)
         desk.journal.record("submit_intent", {"tag": tag})
         desk.journal.commit()
@@ -140,6 +144,15 @@ class Submit:
 
         deadline = 2 * desk.site.budgets.command_timeout_s
         desk.effects.start(f"submit:{tag}", submit, lane="batch", deadline_s=deadline)
+
+    def _excluded(self, row: AllocationRow) -> tuple[str, ...]:
+        if self._exclusions_refused or not self._desk.batch.capabilities.exclude_nodes:
+            return ()
+        nodes = record(self._desk).excluded(row.nodes, self._desk.clock.now())
+        if nodes:
+            self._excluding.add(row.tag)
+            log.info("Do without bad nodes. tag=%s nodes=%s", row.tag, ",".join(nodes))
+        return nodes
 
     def _write_allocation(self, row: AllocationRow, job: BatchJob) -> None:
         desk = self._desk
@@ -159,6 +172,8 @@ class Submit:
         desk = self._desk
         desk.submitting.discard(tag)
         error = finished.error
+        excluding = tag in self._excluding
+        self._excluding.discard(tag)
         if error is None:
             desk.journal.record("submitted", {"tag": tag, "job_id": str(finished.result)})
             desk.problems.clear("submission")
@@ -173,6 +188,10 @@ class Submit:
                 row.why,
             )
         elif isinstance(error, (SubmissionRefused, Fenced)):
+            if excluding and isinstance(error, SubmissionRefused):
+                # It may know its nodes by other names: better with a bad node than without a job.
+                self._exclusions_refused = True
+                log.warning("Name no more nodes to do without. tag=%s error=%s", tag, error)
             self._take_refusal(tag, error)
         else:
             # Perhaps it was taken: only a look at the batch system tells (rule 10).

@@ -186,7 +186,9 @@ def _lose(store: Store, at: float, attempt: AttemptId, fields: Fields) -> None:
 def _judged(store: Store, at: float, fields: Fields) -> None:
     attempt = AttemptId(fields["attempt"])
     _restore_outcome(store, at, attempt, fields["summary"])
-    store.attempts.change(attempt, {"judged": 1})
+    # What many nodes together tell may contradict the runner's own word of whom to blame.
+    charged = {name: fields["summary"][name] for name in fields.get("charged", ())}
+    store.attempts.change(attempt, {"judged": 1, **charged})
     lease = store.attempts.get(attempt).lease
     if fields["final"]:
         store.leases.settle(lease, attempt)
@@ -221,6 +223,8 @@ def _follow(store: Store, at: float, attempt: AttemptId, following: Fields) -> N
         f"goes on after {attempt}",
         **_start_of(following),
     )
+    if "not_in" in following:
+        store.attempts.add_return(AttemptId(following["attempt"]), Tag(following["not_in"]))
 
 
 def _start_of(fields: Fields) -> dict[str, Any]:

@@ -100,6 +100,7 @@ class SimulatedCluster:
         self.capabilities = Capabilities(
             accounting=accounting,
             requeue=True,
+            exclude_nodes=True,
             held_submission=True,
             walltime_step_s=60.0,
             window_commands=0 if free_until is None else 1,
@@ -209,16 +210,14 @@ class SimulatedCluster:
         for job in self.jobs.values():
             if job.state is not JobState.QUEUED or job.ready_at > self._now():
                 continue
-            if job.job.nodes > len(self._free):
+            if job.job.nodes > len(self._usable(job)):
                 job.reason = "Resources"
                 return  # first come first served: nobody passes it
             self._start(job)
 
     def _start(self, job: SimulatedJob) -> None:
-        job.node_names, self._free = (
-            tuple(self._free[: job.job.nodes]),
-            self._free[job.job.nodes :],
-        )
+        job.node_names = tuple(self._usable(job)[: job.job.nodes])
+        self._free = [name for name in self._free if name not in job.node_names]
         job.state, job.reason, job.started_at = JobState.RUNNING, "", self._now()
         job.limit = self._agenda.after(job.job.walltime_s, lambda: self._end(job, JobEnd.TIMED_OUT))
         job.runner = self._launch(
@@ -231,6 +230,10 @@ class SimulatedCluster:
                 done=lambda: self._end(job, JobEnd.COMPLETED),
             )
         )
+
+    def _usable(self, job: SimulatedJob) -> list[str]:
+        """Free nodes that the job does not exclude."""
+        return [name for name in self._free if name not in job.job.exclude_nodes]
 
     def _end(self, job: SimulatedJob, end: JobEnd) -> None:
         if job.state is JobState.ENDED:

@@ -24,6 +24,8 @@ from payload_runner.placement import Placement, Request
 from payload_runner.protocol import AllocationPlan, FileRef, Order, PayloadSpec, SpoolPaths
 
 _LEASE_LOOK_S = 10.0
+# What any payload does on a bad node; to the runner it looks like the point's own failure.
+_DOOMED = SimulatedPayload(work_s=5.0, loss=None, reason="exit code 1; stderr ends: CUDA error")
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class SimulatedRunner:
         workload: Workload,
         poll_s: float = 5.0,
         boot_s: float = 10.0,
+        bad_nodes: frozenset[str] = frozenset(),
     ) -> None:
         self._start = start
         self._files = files
@@ -66,6 +69,7 @@ class SimulatedRunner:
         self._writer = writer_name(start)
         self._agenda = agenda
         self._workload = workload
+        self._bad_nodes = bad_nodes
         self._poll_s = poll_s
         self._alive = True
         self._draining = False
@@ -281,13 +285,15 @@ class SimulatedRunner:
     def _spawn(self, order: Order, spec: PayloadSpec, nodes: tuple[int, ...]) -> None:
         done = self._progress_in(order.checkpoint)
         now = self._agenda.clock.monotonic()
-        nature = self._workload(order)
+        names = tuple(self._start.node_names[node] for node in nodes)
+        nature = _DOOMED if self._bad_nodes.intersection(names) else self._workload(order)
         payload = RunningPayload(order, spec, nature, nodes, now, done, done)
         self._running[order.attempt] = payload
         payload.events.append(
-            self._agenda.after(nature.work_s - done, self._guarded(lambda: self._complete(payload)))
+            self._agenda.after(
+                max(0.0, nature.work_s - done), self._guarded(lambda: self._complete(payload))
+            )
         )
-        names = tuple(self._start.node_names[node] for node in nodes)
         self._log.emit(
             protocol.AttemptStarted(order.attempt, names, resumed_from=order.checkpoint_of)
         )

@@ -50,6 +50,7 @@ class Scenario:
     free_until: float | None = None  # the end of backfill windows, wall clock; None: it tells none
     visibility_s: float = 0.0  # until a host sees what another has written
     lease_s: float = 86_400.0
+    bad_nodes: frozenset[str] = frozenset()  # every payload dies there within seconds
 
 
 class World:
@@ -128,6 +129,7 @@ class World:
             spool=self.spool,
             agenda=self.agenda,
             workload=self.scenario.workload,
+            bad_nodes=self.scenario.bad_nodes,
         )
 
 

@@ -22,6 +22,7 @@ from harvester.model import (
     Tag,
 )
 from harvester.model import TaskId as TaskId
+from harvester.planning.nodes import NodeEnd, NodeRun
 from harvester.store.history import Change, History
 from payload_runner.protocol import from_fields, to_fields
 
@@ -308,6 +309,48 @@ class Attempts:
             (task,),
         )
         return found[::-1]
+
+    def node_ends(self, since: float, newest: int) -> tuple[NodeEnd, ...]:
+        """The newest failures and successes since then of attempts on one node; () if none failed.
+
+        So many of each at most; the failures are those blamed on point or node.
+        """
+        failures = self._node_ends("state = 'failed' AND blame IN ('point', 'node')", since, newest)
+        if not failures:
+            return ()
+        return (*failures, *self._node_ends("state = 'succeeded'", since, newest))
+
+    def node_runs(self, oldest: int) -> tuple[NodeRun, ...]:
+        """The attempts that have run for the longest, of those on one node."""
+        rows = self._connection.execute(
+            "SELECT node, tag, task, point, started_at FROM attempts WHERE state = 'running'"
+            f" AND {_LIVE} AND started_at IS NOT NULL AND node IS NOT NULL"
+            f" AND instr(node, ',') = 0 ORDER BY since LIMIT {oldest:d}"
+        )
+        return tuple(
+            NodeRun(node=row[0], tag=row[1], task=row[2], point=row[3], started_at=row[4])
+            for row in rows
+        )
+
+    def _node_ends(self, which: str, since: float, newest: int) -> tuple[NodeEnd, ...]:
+        rows = self._connection.execute(
+            "SELECT node, tag, task, point, blame, duration_s, ended_at FROM attempts"
+            f" WHERE {which} AND ended_at > ? AND node IS NOT NULL AND instr(node, ',') = 0"
+            f" ORDER BY ended_at DESC LIMIT {newest:d}",
+            (since,),
+        )
+        return tuple(
+            NodeEnd(
+                node=row[0],
+                tag=row[1],
+                task=row[2],
+                point=row[3],
+                blame=None if row[4] is None else Blame(row[4]),
+                duration_s=row[5],
+                ended_at=row[6],
+            )
+            for row in rows
+        )
 
     def running(self, limit: int) -> tuple[Running, ...]:
         """Running attempts for the status view, newest first."""

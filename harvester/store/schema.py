@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = "7"
+VERSION = "8"
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -75,6 +75,8 @@ CREATE INDEX attempts_of_lease ON attempts (lease);
 CREATE INDEX attempts_of_point ON attempts (task, point, number);
 CREATE INDEX started_in ON attempts (tag) WHERE started_at IS NOT NULL;
 CREATE INDEX successes ON attempts (ended_at) WHERE state = 'succeeded';
+CREATE INDEX node_failures ON attempts (ended_at)
+    WHERE state = 'failed' AND blame IN ('point', 'node');
 CREATE INDEX site_faults ON attempts (task, ended_at)
     WHERE state IN ('failed', 'lost') AND blame = 'site';
 CREATE INDEX sound_runs ON attempts (task, ended_at) WHERE state IN ('succeeded', 'pruned',
