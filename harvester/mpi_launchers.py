@@ -27,8 +27,9 @@ _USUAL: Mapping[str, str] = {
     "--ntasks-per-node={ranks_per_node} --cpu-bind=none --kill-on-bad-exit=1",
     # MPICH's and PALS's; without --cpu-bind, which only PALS knows.
     "mpiexec": "-n {ranks} -ppn {ranks_per_node} -hosts {hosts}",
-    # Open MPI's.
-    "mpirun": "-n {ranks} --host {host_slots} --map-by ppr:{ranks_per_node}:node --bind-to none",
+    # Open MPI's. In Slurm's eyes our jobs have a task per node, which it takes for its limit.
+    "mpirun": "-n {ranks} --host {host_slots} "
+    "--map-by ppr:{ranks_per_node}:node:OVERSUBSCRIBE --bind-to none",
     "jsrun": "--erf_input {erf} -b none",
 }
 # All virtual nodes are this machine.

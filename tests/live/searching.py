@@ -46,8 +46,7 @@ runner:
   prologue: ["export UCX_TLS=tcp,self"]
   node_local_dir: /local_scratch
   mpi_launcher: {mpi_launcher}
-  # All nodes of the testbed share one kernel, which UCX takes for shared memory.
-  environment: {{UCX_TLS: "tcp,self"}}
+  environment: {environment}
   transport: {transport}
   drain_margin: {drain_margin}
   idle_exit: 20s
@@ -69,6 +68,8 @@ _DEFAULTS: Mapping[str, object] = {
     "drain_margin": "5s",
     "python": "/usr/bin/python3",
     "transport": "auto",
+    # All nodes of the testbed share one kernel, which UCX takes for shared memory.
+    "environment": '{UCX_TLS: "tcp,self"}',
     "launcher": "srun --ntasks-per-node=1 --overlap --kill-on-bad-exit=0",
     "mpi_launcher": (
         "srun --overlap --mpi=pmi2 --nodes={nodes} --nodelist={hosts} --ntasks={ranks} "
@@ -145,14 +146,22 @@ def install(cluster: Cluster) -> Account:
     home = cluster.directory(cluster.user)
     for name in _SOURCES:
         shutil.copytree(TOP / name, home / "code" / name)
-    venv = home / "venv"
-    subprocess.run([LOGIN_PYTHON, "-m", "venv", "--without-pip", venv], check=True)
-    packages = Path(f"lib/python{version}/site-packages")
-    (venv / packages).rmdir()
-    _copy(Path(sys.prefix) / packages, venv / packages)
+    python = copy_environment(Path(sys.prefix), home / "venv")
     for found in (found for pattern in _MPI for found in Path(sys.prefix).glob(pattern)):
-        _copy(found, venv / found.relative_to(sys.prefix))
-    return Account(cluster.user, venv / "bin" / "python", home / "code")
+        _copy(found, home / "venv" / found.relative_to(sys.prefix))
+    return Account(cluster.user, python, home / "code")
+
+
+def copy_environment(prefix: Path, target: Path) -> Path:
+    """The packages of the environment ``prefix`` in a new one, which all users can read.
+
+    Returns its interpreter, the distribution's.
+    """
+    subprocess.run([LOGIN_PYTHON, "-m", "venv", "--without-pip", target], check=True)
+    (packages,) = target.glob("lib/python*/site-packages")
+    packages.rmdir()
+    _copy(prefix / packages.relative_to(target), packages)
+    return target / "bin" / "python"
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -258,14 +267,29 @@ class Search:
         if daemon:
             self.stack.start_daemon()
 
-    def submit(self, name: str, program: str, points: int, **payload: object) -> str:
-        """Submit one more search, of a program that runs under the account's own Python."""
+    def submit(
+        self,
+        name: str,
+        program: str,
+        points: int,
+        *,
+        command: str | None = None,
+        space: Mapping[str, object] = _SPACE,
+        checkpoint: str | None = None,
+        **payload: object,
+    ) -> str:
+        """Submit one more search, of a program that runs under the account's own Python.
+
+        ``command`` starts ``evaluate.py`` otherwise; ``checkpoint`` names what it saves.
+        """
         directory = self.root / name
         directory.mkdir()
         (directory / "evaluate.py").write_text(program)
-        (directory / "space.json").write_text(json.dumps(_SPACE))
+        (directory / "space.json").write_text(json.dumps(space))
+        saved = {"checkPointToSave": checkpoint, "checkPointInterval": 1} if checkpoint else {}
         config = {
-            "evaluationExec": f"{self.stack.account.python} evaluate.py",
+            **saved,
+            "evaluationExec": command or f"{self.stack.account.python} evaluate.py",
             "searchSpaceFile": "space.json",
             "sampler": "random",
             "maxPoints": points,

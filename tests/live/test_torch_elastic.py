@@ -44,8 +44,9 @@ class Training:
         self.seen, self.finish = root / "seen", root / "finish"
         self.allocation = Allocation(root)
         # The names of virtual nodes mean nothing to the network.
+        files = shlex.join([str(TRAINING), str(self.finish), str(self.seen)])
         self.allocation.define(
-            f"GLOO_SOCKET_IFNAME=lo exec {shlex.quote(str(torchrun))} {TRAINING}",
+            f"GLOO_SOCKET_IFNAME=lo exec {shlex.quote(str(torchrun))} {files}",
             shape=SHAPE,
             warn_s=3.0,
             kill_s=15.0,
@@ -54,8 +55,7 @@ class Training:
         )
 
     def order(self, **more: Any) -> None:
-        told = {"finish": str(self.finish), "seen": str(self.seen)}
-        self.allocation.order(1, parameters=told, **more)
+        self.allocation.order(1, **more)
 
     def runs_on(self, *sizes: int) -> None:
         """Wait until it has made progress on these numbers of nodes, one after another."""

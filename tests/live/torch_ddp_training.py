@@ -7,6 +7,7 @@ ranks keep the same weights and together find the slope. The loss is how far the
 import json
 import os
 import pathlib
+import socket
 
 import torch
 import torch.distributed as dist
@@ -31,10 +32,13 @@ def main() -> None:
     found = torch.tensor([model.module.weight.item()])
     everywhere = [torch.zeros(1) for _ in range(size)]
     dist.all_gather(everywhere, found)
+    hosts = [""] * size
+    dist.all_gather_object(hosts, socket.gethostname())
     if rank == 0:
         spread = float(max(everywhere) - min(everywhere))
         names = ("NODE_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        told = {"ranks": size, "spread": spread, **{name: os.environ[name] for name in names}}
+        told = {"ranks": size, "spread": spread, "hosts": hosts}
+        told.update((name, os.environ[name]) for name in names)
         loss = abs(float(found) - SLOPE)
         output = {"loss": loss, "message": json.dumps(told)}
         pathlib.Path("output.json").write_text(json.dumps(output))

@@ -1,6 +1,7 @@
 """A data-parallel training that goes on with whatever workers there are; run by ``torchrun``.
 
-Fits a linear model to noiseless data until a file says that it is enough. One worker of each node
+Fits a linear model to noiseless data until a file says that it is enough; arguments: that file, and
+one for the sizes that it had so far. One worker of each node
 saves the state; after every change of workers all go on from the newest that any of them has. Its
 loss is what is left of the error; its message tells the numbers of workers it had, in order.
 """
@@ -8,6 +9,7 @@ loss is what is left of the error; its message tells the numbers of workers it h
 import json
 import os
 import pathlib
+import sys
 
 import torch
 import torch.distributed as dist
@@ -15,8 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 workdir = pathlib.Path(os.environ["HARVESTER_WORKDIR"])
 saved = workdir / "checkpoint" / "state.pt"
-point = json.loads((workdir / "input.json").read_text())
-finish, seen = pathlib.Path(point["finish"]), pathlib.Path(point["seen"])
+finish, seen = map(pathlib.Path, sys.argv[1:])
 
 dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()

@@ -53,7 +53,7 @@ def plan_of(*launcher: str) -> AllocationPlan:
         (
             "pbs",
             ["mpirun"],
-            "mpirun -n 4 --host n3:2,n7:2 --map-by ppr:2:node --bind-to none",
+            "mpirun -n 4 --host n3:2,n7:2 --map-by ppr:2:node:OVERSUBSCRIBE --bind-to none",
         ),
         ("lsf", ["jsrun"], "jsrun --erf_input /a/x.erf -b none"),
         ("local", [], "mpiexec -n 4"),
