@@ -100,9 +100,10 @@ def load_site_file(
     if document is None:
         document = _compile(name_or_path, environ, policy)
         _store(entry, document)
+    layers = tuple(Path(item) for item in document["layers"])
     return SiteFile(
-        _value(Site, document["site"]),
-        tuple(Path(item) for item in document["layers"]),
+        dataclasses.replace(_value(Site, document["site"]), file=layers[0]),
+        layers,
         tuple(Origin(**item) for item in document["origins"]),
         tuple(Ruling(**item) for item in document["rulings"]),
         document["environment"],

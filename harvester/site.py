@@ -171,6 +171,12 @@ class Site:
     planning: PlanningChoice = field(default_factory=PlanningChoice)
     local: LocalCluster = field(default_factory=LocalCluster)
     remote: Remote | None = None  # None: the harvester runs where the spool is
+    file: Path | None = None  # the one that was named; those that it extends are elsewhere
+
+    @property
+    def where(self) -> str:
+        """The site file, for sentences that send people there."""
+        return "the site file" if self.file is None else f"the site file {self.file}"
 
     @property
     def bundles(self) -> Path:

@@ -1,5 +1,5 @@
 """The step that takes in what users started themselves: allocations that joined
-(``payload-runner join``), and submissions of ``site probe``, which the budget counts.
+(``payload-runner join``), and submissions and queries of ``site probe``, which budgets count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from harvester.daemon.desk import Desk
 from harvester.effects import Finished
 from harvester.ids import tag_prefix
 from harvester.model import Tag
-from harvester.spool.by_hand import submissions
+from harvester.spool.by_hand import queries, submissions
 from harvester.store.positions import Position
 from payload_runner.files import Files
 from payload_runner.protocol import BadRecord, Joined, SpoolPaths, load_json
@@ -36,7 +36,8 @@ class Looked:
     """What one look found."""
 
     newcomers: tuple[Newcomer, ...]
-    submissions: tuple[float, ...]  # by hand, of the last days: when (wall clock)
+    submissions: tuple[float, ...] = ()  # by hand, of the last days: when (wall clock)
+    queries: tuple[float, ...] = ()  # of the last hour
 
 
 class Adopt:
@@ -49,7 +50,7 @@ class Adopt:
         self._known: set[str] = set()
         self._looked_at = float("-inf")
         self._looking = False
-        self._found = Looked((), ())
+        self._found = Looked(())
 
     def take(self, finished: Finished) -> None:
         self._looking = False
@@ -59,9 +60,10 @@ class Adopt:
             self._found = finished.result
 
     def step(self) -> bool:
-        found, self._found = self._found, Looked((), ())
-        for at in found.submissions:
-            self._desk.store.spendings.note("submission", at)
+        found, self._found = self._found, Looked(())
+        for what, instants in (("submission", found.submissions), ("query", found.queries)):
+            for at in instants:
+                self._desk.store.spendings.note(what, at)
         adopted = [self._adopt(newcomer) for newcomer in found.newcomers]
         if not self._looking and self._left() <= 0 and not self._desk.stopping:
             self._look()
@@ -82,7 +84,9 @@ class Adopt:
 
         def look() -> Looked:
             newcomers = find_newcomers(desk.files, desk.spool, prefix, known)
-            return Looked(newcomers, submissions(desk.files, desk.site.state_dir))
+            state_dir = desk.site.state_dir
+            spent = submissions(desk.files, state_dir), queries(desk.files, state_dir)
+            return Looked(newcomers, *spent)
 
         desk.effects.start("adopt", look, lane="files")
 

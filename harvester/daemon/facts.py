@@ -221,7 +221,7 @@ def _forbidden(desk: Desk, payload: PayloadSpec) -> str | None:
     if payload.shape.start == "mpi" and not desk.site.runner.mpi_launcher:
         return (
             f"site {desk.site.name} names no runner.mpi_launcher, which payload.start: mpi needs; "
-            "set it in the site file, or submit with start: processes"
+            f"set it in {desk.site.where}, or submit with start: processes"
         )
     return None
 

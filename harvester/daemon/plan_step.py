@@ -101,7 +101,10 @@ class MakePlan:
             return
         sentence, count = reasons.most_common(1)[0]
         what = f"{count} points cannot run here now: {sentence}"
-        cure = "change the search, or the site's limits; `harvester task show` lists the points"
+        where = self._desk.site.where
+        cure = (
+            f"change the search, or the limits in {where}; `harvester task show` lists the points"
+        )
         self._desk.problems.report("blocked", what, cure)
 
     def _order(self, orders: Iterable[tuple[AttemptId, Tag]]) -> bool:

@@ -204,7 +204,7 @@ class Submit:
         desk.orders.forget(tag)
         if isinstance(error, SubmissionRefused):
             self._refused.failed(desk.clock.monotonic())
-            cure = "compare queue, account and limits of the site file with the centre's"
+            cure = f"compare queue, account and limits in {desk.site.where} with the centre's"
             desk.problems.report("submission", f"the batch system refuses {tag}: {error}", cure)
 
     def _send_cancel(self, tag: Tag, job_id: JobId) -> bool:

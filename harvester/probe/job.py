@@ -18,7 +18,7 @@ from harvester.jobs import job_of
 from harvester.model import JobId, Tag
 from harvester.probe.findings import Measured
 from harvester.site import Site
-from harvester.spool.by_hand import record_submission
+from harvester.spool.by_hand import record_query, record_submission
 from harvester.spool.runner_archive import ensure_runner_archive
 from harvester.spool.spooldir import prepare_spool
 from payload_runner.files import Files
@@ -195,11 +195,20 @@ class _Vigil:
             self._ports.tell("the job runs")
         return paths.report.name in names
 
+    def _charge(self) -> None:
+        """The daemon's budget counts this look, with all its commands."""
+        ports, site = self._ports, self._probe.site
+        at = ports.clock.now()
+        for number in range(ports.batch.capabilities.look_commands):
+            name = f"{self._probe.name}-{number}"
+            record_query(ports.files, site.state_dir, name, at + number / 1000)
+
     def _has_left(self) -> bool:
         """Ask the scheduler, tell what is new, and answer whether the job is off its list."""
         try:
+            self._charge()
             listed = [job for job in self._ports.batch.observe().jobs if job.job_id == self._job]
-        except BatchUnavailable as error:
+        except (BatchUnavailable, OSError) as error:
             log.debug("The queue could not be read. error=%s", error)
             return False
         if not listed or listed[0].state is JobState.ENDED:

@@ -1,7 +1,8 @@
-"""Submissions that a person's command made besides the daemon's: files that the daemon counts.
+"""Submissions and queries that a person's command made besides the daemon's, for it to count.
 
 The index has one writer, the daemon, which need not run. So ``site probe`` leaves an empty file per
-submission, whose name says when, in the state directory; the daemon charges it to its budget.
+submission and per query, whose name says when, in the state directory; the daemon charges them to
+its budgets.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ def record_submission(files: Files, state_dir: Path, name: str, at: float) -> No
     Raises:
         OSError: it cannot be written.
     """
-    place = _place(state_dir)
-    files.make_dir(state_dir)
-    files.make_dir(place)
-    for found in files.listdir(place):
-        if (then := _instant(found)) is not None and then < at - _KEPT_S:
-            files.remove(place / found)
-    files.create_exclusive(place / f"{int(at * 1000)}.{name}", b"")
+    _record(files, state_dir, "submissions", name, at, _KEPT_S)
+
+
+def record_query(files: Files, state_dir: Path, name: str, at: float) -> None:
+    """Say that the batch system is being asked for job ``name``; raises as above."""
+    _record(files, state_dir, "queries", name, at, _HOUR_S)
 
 
 def submissions(files: Files, state_dir: Path) -> tuple[float, ...]:
@@ -40,12 +40,12 @@ def submissions(files: Files, state_dir: Path) -> tuple[float, ...]:
     Raises:
         OSError: the directory cannot be listed.
     """
-    try:
-        names: Iterable[str] = files.listdir(_place(state_dir))
-    except FileNotFoundError:
-        return ()
-    found = (_instant(name) for name in names)
-    return tuple(sorted(then for then in found if then is not None))
+    return _instants(files, state_dir / "submissions")
+
+
+def queries(files: Files, state_dir: Path) -> tuple[float, ...]:
+    """When such queries were made, as ``submissions``."""
+    return _instants(files, state_dir / "queries")
 
 
 def spent_within_hour(
@@ -60,8 +60,23 @@ def spent_within_hour(
     return published + sum(at > published_at - _COUNTED_AFTER_S for at in by_hand)
 
 
-def _place(state_dir: Path) -> Path:
-    return state_dir / "submissions"
+def _record(files: Files, state_dir: Path, what: str, name: str, at: float, kept_s: float) -> None:
+    place = state_dir / what
+    files.make_dir(state_dir)
+    files.make_dir(place)
+    for found in files.listdir(place):
+        if (then := _instant(found)) is not None and then < at - kept_s:
+            files.remove(place / found)
+    files.create_exclusive(place / f"{int(at * 1000)}.{name}", b"")
+
+
+def _instants(files: Files, place: Path) -> tuple[float, ...]:
+    try:
+        names: Iterable[str] = files.listdir(place)
+    except FileNotFoundError:
+        return ()
+    found = (_instant(name) for name in names)
+    return tuple(sorted(then for then in found if then is not None))
 
 
 def _instant(name: str) -> float | None:

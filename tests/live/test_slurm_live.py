@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import shutil
 import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from harvester.batch.commands import Completed, run_command
 from harvester.batch.port import BatchJob, JobEnd, JobState, ObservedJob
 from harvester.batch.slurm import Slurm
 from harvester.errors import BatchUnavailable, SubmissionRefused
-from harvester.model import JobId, Tag
+from harvester.model import BackfillWindow, JobId, Tag
 from harvester.service.crontab import Table, render_entry
 from harvester.service.facts import Service
 from harvester.site import Queue, Site, WalltimeBin
@@ -378,3 +380,40 @@ def _submit_named(bench: Bench, name: str) -> JobId:
     job = JobId(done.stdout.strip())
     bench.submitted.append(job)
     return job
+
+
+@pytest.mark.slow
+def test_idle_nodes_are_free_until_the_job_that_is_expected_there(bench: Bench) -> None:
+    def alone(nodes: int) -> BatchJob:
+        return replace(bench.job("sleep", "300"), nodes=nodes, directives=("--exclusive",))
+
+    began = time.time()
+    nodes = bench.cluster.nodes
+    first = bench.submit(alone(nodes - 1))
+    bench.wait_for(first, JobState.RUNNING)
+    assert BackfillWindow("batch", 1, math.inf) in bench.batch.backfill_windows()
+
+    # It gets its last node now, and the others when the first job's ten minutes are over.
+    bench.submit(alone(nodes))
+    (window,) = wait_to_see(
+        lambda: [found for found in bench.batch.backfill_windows() if found.queue == "batch"],
+        lambda found: [item.until < math.inf for item in found] == [True],
+    )
+    assert window.nodes == 1
+    assert began + 500 < window.until < began + 1000
+
+    # What ends before starts there at once.
+    soon = replace(alone(1), walltime_s=120.0)
+    bench.wait_for(bench.submit(soon), JobState.RUNNING)
+
+
+@both_users
+def test_held_job_is_said_to_be_held_by_its_user_and_starts_when_released(bench: Bench) -> None:
+    held = bench.submit(replace(bench.job("true"), held=True))
+    seen = bench.seen(held)
+    assert (seen.state, seen.reason) == (JobState.HELD, "JobHeldUser")
+
+    bench.batch.release([held])
+
+    assert bench.end(held).end is JobEnd.COMPLETED
+    bench.batch.release([held])  # gone: nothing to do

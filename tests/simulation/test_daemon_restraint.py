@@ -19,7 +19,7 @@ from harvester.planning.planner import plan
 from harvester.simulation.crashes import CrashingBatch, CrashPoint
 from harvester.simulation.world import World
 from harvester.site import Budgets
-from harvester.spool.by_hand import record_submission
+from harvester.spool.by_hand import record_query, record_submission
 from tests.simulation.daemon_world import problems_of, small_world, spool_id_of, status_of
 
 HOUR_S = 3600.0
@@ -85,6 +85,18 @@ def test_submissions_by_hand_use_up_the_hourly_budget(tmp_path: Path) -> None:
     world.run(world.daemon(), lambda: world.clock.monotonic() >= end, limit_s=2 * HOUR_S)
 
     assert not world.cluster.jobs
+
+
+def test_queries_by_hand_leave_the_daemon_none_of_that_minute(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    began = world.clock.now()
+    for number in range(5):
+        at = began + 0.001 * number
+        record_query(world.login, world.scenario.site.state_dir, f"probe-aaaaaa-{number}", at)
+
+    world.run(world.daemon(), lambda: bool(world.cluster.queries), limit_s=HOUR_S)
+
+    assert 60.0 <= world.clock.now() - began < 120.0
 
 
 @pytest.mark.fault("scheduler answers wrongly")

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from harvester.spool.by_hand import record_submission, spent_within_hour, submissions
+from harvester.spool.by_hand import (
+    queries,
+    record_query,
+    record_submission,
+    spent_within_hour,
+    submissions,
+)
 from payload_runner.files import RealFiles
 
 NOW, HOUR_S = 1_800_000_000.0, 3600.0
@@ -26,6 +32,15 @@ def test_what_is_days_old_is_forgotten_with_the_next_one(tmp_path: Path) -> None
     record_submission(RealFiles(), tmp_path, "old", NOW - 49 * HOUR_S)
     record_submission(RealFiles(), tmp_path, "new", NOW)
     assert submissions(RealFiles(), tmp_path) == (NOW,)
+
+
+def test_queries_are_counted_apart_from_submissions(tmp_path: Path) -> None:
+    files = RealFiles()
+    record_query(files, tmp_path, "probe-aaaaaa-0", NOW - 2 * HOUR_S)
+    record_query(files, tmp_path, "probe-aaaaaa-0", NOW)
+    record_query(files, tmp_path, "probe-aaaaaa-1", NOW + 0.001)
+    assert queries(files, tmp_path) == (NOW, NOW + 0.001)
+    assert submissions(files, tmp_path) == ()
 
 
 def test_other_files_there_are_no_submissions(tmp_path: Path) -> None:
