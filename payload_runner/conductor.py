@@ -124,6 +124,10 @@ class Conductor:
         """Whether anything runs or waits to."""
         return bool(self._live or self._orders)
 
+    def are_all(self, nodes: Iterable[int]) -> bool:
+        """Whether no other node than these is at work."""
+        return bool(self._hosts) and self._hosts.keys() <= self._gone.union(nodes)
+
     def drain_point(self) -> float:
         """When what runs is warned and nothing starts any more."""
         return self._end - self.plan.drain_margin_s - self._grace_s
@@ -267,19 +271,20 @@ class Conductor:
         self._queueing.forget(node)
         self._dirty = True
 
-    def agents_replaced(self, reason: str, now: float) -> None:
-        """All agents ended at once without their nodes, and others are being started there."""
+    def agents_replaced(self, reason: str, now: float) -> Dict[int, str]:
+        """All agents ended at once, but not their nodes, whose hosts are returned by number."""
         for attempt in list(self._live):
             self._give_up(attempt, "preempted", reason, now)
         self._count(now)
-        for node in self._hosts.keys() - self._gone:
+        there = {node: self._hosts.pop(node) for node in self._hosts.keys() - self._gone}
+        for node in there:
             self._placement.remove_node(node)
             self._queueing.forget(node)
-            del self._hosts[node]
         self._telling.agents_replaced()
         self._placement.settled = False
         self._expected_since = now
         self._dirty = True
+        return there
 
     def all_lost(self, reason: str, now: float) -> None:
         """The one call that started all agents failed or is over, and so are they."""

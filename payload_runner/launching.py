@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Callable, List, Mapping, Optional, Sequence, Tuple
 
 from payload_runner import guardian
+from payload_runner.launches import launch_words
+from payload_runner.placement import Slot
 from payload_runner.protocol import AllocationPlan
 from payload_runner.transport import AgentStart
 
 TERMINATE_S = 3.0
+MAX_CALLS = 64  # to start agents again; a launcher is a process on the leader's host
 _WAIT_STEP_S = 0.02
 
 
@@ -108,6 +111,33 @@ def start_agents(
         agents.end(0.0)
         raise
     return agents
+
+
+def restart_agents(
+    plan: AllocationPlan, start: AgentStart, command: Sequence[str], hosts: Mapping[int, str]
+) -> Agents:
+    """Start agents again on ``hosts`` (by node), by a launcher call each: one may be gone.
+
+    Raises:
+        OSError: the launcher cannot be started.
+    """
+    agents = Agents(per_node=True)
+    try:
+        for node, host in hosts.items():
+            there = launch_words(plan, [Slot(node, hosts=(host,))], Path(os.devnull))
+            words = replace(start, node=node).argv()
+            agents.start(node, [*there, *command, "agent", *words])
+        agents.guard()
+    except OSError:
+        agents.end(0.0)
+        raise
+    return agents
+
+
+def can_restart(plan: AllocationPlan, hosts: Mapping[int, str]) -> bool:
+    """Whether the site's launcher can be called for each of these hosts."""
+    told_hosts = any("{hosts}" in word or "{host_slots}" in word for word in plan.mpi_launcher)
+    return told_hosts and 0 < len(hosts) <= MAX_CALLS
 
 
 def _start_all(

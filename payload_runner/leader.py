@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from payload_runner import __version__, joining
 from payload_runner.conductor import Conductor
@@ -33,7 +33,7 @@ from payload_runner.incarnation import (
 from payload_runner.inotify import Inotify, open_inotify
 from payload_runner.journal import Journal
 from payload_runner.launches import Launches
-from payload_runner.launching import Agents, start_agents
+from payload_runner.launching import Agents, can_restart, restart_agents, start_agents
 from payload_runner.logfile import PROTOCOL_VERSION, Record
 from payload_runner.loop import Loop
 from payload_runner.orders import LEASE_LOOK_S, Incoming, OrderReader
@@ -55,6 +55,7 @@ _PLAN_LIMIT = 1024 * 1024
 LEAVE_S = 10.0  # agents have this long to leave by themselves
 SIGNALLED_S = 30.0  # what a batch system leaves between its signal and the kill, if nobody knows
 TERMINATED_S = 5.0  # the same once SIGTERM comes on top
+MPI_DIES_S = 10.0  # within this of one another all agents are lost when their MPI job dies
 STOP_LOOK_S = {"local": 1.0, "shared": 10.0}
 ORDERS_IDLE_S = 10.0  # the longest interval between two looks for orders
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -148,6 +149,7 @@ class Leader:
         self._stop_at = 0.0
         self._agents: Optional[Agents] = None
         self._signals: List[int] = []
+        self._missing: Dict[int, Tuple[str, float]] = {}  # agents gone silent: why and since when
 
     def run(self) -> int:
         """Start the agents, work until there is a reason to leave, and leave.
@@ -211,9 +213,11 @@ class Leader:
         waits = [self._conductor.wait_s(now), self._orders_at - now, self._stop_at - now]
         others = (self._port.wait_s(), self._journal.due_in(), self._launches.wait_s())
         waits += [wait for wait in others if wait is not None]
+        waits += [since + MPI_DIES_S - now for _, since in self._missing.values()]
         return max(0.0, min(waits))
 
-    def _start_agents(self) -> None:
+    def _start_agents(self, again_on: Optional[Mapping[int, str]] = None) -> None:
+        """``again_on``: hosts, by node, whose agents have ended; None: the first start of all."""
         start = AgentStart(
             self._setup.spool,
             self._setup.tag,
@@ -223,7 +227,10 @@ class Leader:
         )
         command, environ = self._setup.command, self._setup.environ
         try:
-            self._agents = start_agents(self._plan, start, command, environ)
+            if again_on is not None and can_restart(self._plan, again_on):
+                self._agents = restart_agents(self._plan, start, command, again_on)
+            else:
+                self._agents = start_agents(self._plan, start, command, environ)
         except OSError as error:
             self._agents = Agents(per_node=False)
             self._conductor.all_lost(f"no agent can be started: {error}", time.monotonic())
@@ -311,14 +318,28 @@ class Leader:
         # Asked first: what a process said before its end is then there to be received.
         gone = self._agents.gone()
         self._receive(now)
-        for node, reason in self._port.lost():
-            self._conductor.node_lost(node, reason, now)
+        self._missing.update((node, (reason, now)) for node, reason in self._port.lost())
+        self._judge_missing(now)
         for node, reason in gone:
             if self._agents.per_node:
                 self._port.drop(node)
                 self._conductor.node_lost(node, f"its agent {reason}", now)
             else:
                 self._launcher_gone(f"the launcher of the agents {reason}", now)
+
+    def _judge_missing(self, now: float) -> None:
+        """Say of agents that went silent whether they are lost, or the MPI job that carries them.
+
+        When an MPI job dies of a dead node its launcher may hang on for minutes.
+        """
+        carried = self._plan.transport == "mpi"
+        if carried and self._conductor.are_all(self._missing.keys()):
+            self._launcher_gone("the MPI job of the agents died and its launcher hangs", now)
+            return
+        for node, (reason, since) in list(self._missing.items()):
+            if not carried or now - since >= MPI_DIES_S:
+                del self._missing[node]
+                self._conductor.node_lost(node, reason, now)
 
     def _launcher_gone(self, reason: str, now: float) -> None:
         """One lost rank takes its whole MPI job along: then others go on over files, once."""
@@ -334,8 +355,11 @@ class Leader:
         self._port, self._addresses = joining.listen(self._plan, self._mine, secret, loopback=False)
         self._watch_port()
         self._journal.emit("agents_replaced", {"reason": reason, "transport": "files"})
-        self._conductor.agents_replaced(f"{reason}, and MPI with it", now)
-        self._start_agents()
+        hosts = self._conductor.agents_replaced(f"{reason}, and MPI with it", now)
+        self._missing.clear()
+        assert self._agents is not None
+        self._agents.end(0.0)
+        self._start_agents(hosts)
 
     def _receive(self, now: float) -> None:
         for node, (kind, fields) in self._port.receive():

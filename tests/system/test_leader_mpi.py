@@ -18,6 +18,10 @@ from tests.support import wait_until
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")  # of the extra "mpi"
 pytestmark = pytest.mark.skipif(not MPIEXEC.exists(), reason=f"there is no {MPIEXEC}")
+# A launcher that does not notice that its job has died: as srun, when a node is gone.
+HANGS = 'nodes=$1; shift; "$0" -n "$nodes" "$@"; exec sleep 1000'
+# The launcher of MPI payloads, for a host alone; the host of the second node is gone.
+ALONE = 'case " $* " in *" --node 1 "*) echo no route to {hosts} >&2; exit 1; esac; exec "$@"'
 Make = Callable[..., Allocation]
 WHOLE_NODE = Shape(gpus_per_node=2)
 # In the place of a launcher: mpiexec, but the runner's Python is told to forget its packages.
@@ -90,6 +94,33 @@ def test_lost_rank_costs_what_ran_and_fresh_agents_go_on_over_files(make: Make) 
     assert (states["3"], states["4"]) == ("succeeded", "succeeded")
     assert allocation.of("node_lost") == []
     assert len(list(allocation.paths.incarnation("1", 0).root.glob("outbox.*"))) == 2
+
+
+@pytest.mark.fault("node lost")
+@pytest.mark.fault("MPI job lost")
+def test_job_that_dies_of_a_lost_node_is_gone_on_from_on_the_others(make: Make) -> None:
+    allocation = make(
+        launcher=("/bin/sh", "-c", HANGS, str(MPIEXEC), "{nodes}"),
+        mpi_launcher=("/bin/sh", "-c", ALONE, "sh"),
+    )
+    allocation.define("touch at-work; sleep 1000; " + OK, shape=WHOLE_NODE)
+    allocation.order(1, 2)
+    leader = allocation.start()
+    wait_until(lambda: len(list(allocation.spool.work.glob("*/1.*.1.1/at-work"))) == 2, 60)
+    os.kill(rank_pid(allocation, 1), signal.SIGKILL)
+    wait_until(lambda: len(allocation.states()) == 2, 60)
+    ended = allocation.of("attempt_ended")
+    assert {(item["state"], item["blame"]) for item in ended} == {("preempted", "site")}, ended
+    assert len(allocation.of("agents_replaced")) == 1
+
+    allocation.tell("define", **to_fields(PayloadSpec("ok", OK, shape=WHOLE_NODE)))
+    allocation.order(3, 4, payload_id="ok")
+    allocation.tell("close")
+    assert leader.wait(100) == 0
+    states = allocation.states()
+    assert (states["3"], states["4"]) == ("succeeded", "succeeded")
+    (lost,) = allocation.of("node_lost")
+    assert "its agent ended with exit code 1" in lost["reason"]
 
 
 @pytest.mark.fault("MPI job lost")
