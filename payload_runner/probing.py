@@ -10,21 +10,24 @@ import platform
 import re
 import shutil
 import socket
+import subprocess
 from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Tuple
 
 from payload_runner import __version__, gpus
 
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-RUNTIMES = (
-    "apptainer",
-    "singularity",
-    "podman-hpc",
-    "shifter",
-    "podman",
-    "ch-run",
-    "bwrap",
-)
+# Container runtimes as site files name them, and the program of each.
+RUNTIMES = {
+    "apptainer": "apptainer",
+    "singularity": "singularity",
+    "podman-hpc": "podman-hpc",
+    "shifter": "shifter",
+    "podman": "podman",
+    "charliecloud": "ch-run",
+    "bwrap": "bwrap",
+}
+_PODMAN_ANSWERS_S = 30.0  # it makes its storage when it has none yet
 # Where centres mount a node's own disk; the variables are set by prologues of batch systems.
 _DISK_VARIABLES = ("TMPDIR", "SLURM_TMPDIR", "PBS_JOBFS", "JOBFS", "LOCAL_SCRATCH", "LOCALSCRATCH")
 _DISKS = ("/local_scratch", "/local/scratch", "/mnt/bb/$USER", "/scratch/local", "/tmp", "/dev/shm")
@@ -69,12 +72,14 @@ class NodeFound:
     gpu_cores: Tuple[Tuple[int, ...], ...] = ()  # near each GPU, in the order of the bus
     disks: Tuple[Disk, ...] = ()
     runtimes: Tuple[str, ...] = ()  # container runtimes on PATH
+    podman_runroot: str = ""  # where Podman keeps what runs; "" where it does not say
     has_route: bool = False  # out of the networks that the node is part of
     has_proxy: bool = False
 
 
 def look(environ: Mapping[str, str], claimed_dir: Optional[str] = None) -> NodeFound:
     """This node. ``claimed_dir``: a directory to look at besides the usual ones."""
+    runtimes = _runtimes(environ)
     return NodeFound(
         version=__version__,
         python=platform.python_version(),
@@ -85,7 +90,8 @@ def look(environ: Mapping[str, str], claimed_dir: Optional[str] = None) -> NodeF
         gpu_variables={name: environ[name] for name in GPU_VARIABLES if name in environ},
         gpu_cores=tuple(tuple(sorted(near)) for near in gpus.cores_near_gpus()),
         disks=tuple(_disk(path) for path in _candidates(environ, claimed_dir)),
-        runtimes=tuple(name for name in RUNTIMES if shutil.which(name, path=environ.get("PATH"))),
+        runtimes=runtimes,
+        podman_runroot=_podman_runroot(environ) if "podman" in runtimes else "",
         has_route=_has_route(),
         has_proxy=any(environ.get(name) for name in _PROXIES),
     )
@@ -99,6 +105,26 @@ def gpu_devices() -> Tuple[str, ...]:
     except OSError:
         render = []
     return tuple(sorted(nvidia or render, key=lambda name: (len(name), name)))
+
+
+def _runtimes(environ: Mapping[str, str]) -> Tuple[str, ...]:
+    path = environ.get("PATH")
+    return tuple(name for name, program in RUNTIMES.items() if shutil.which(program, path=path))
+
+
+def _podman_runroot(environ: Mapping[str, str]) -> str:
+    try:
+        told = subprocess.run(
+            ("podman", "info", "--format", "{{.Store.RunRoot}}"),
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_PODMAN_ANSWERS_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return told.stdout.decode("utf-8", "replace").strip() if told.returncode == 0 else ""
 
 
 # --- memory: of the machine, or what the control group leaves of it ---

@@ -14,6 +14,8 @@ from payload_runner.probing import GPU_VARIABLES, Disk, NodeFound
 # A file that takes longer to be seen comes from another host's cache.
 LOCAL_WITHIN_S = 2.0
 _NO_GPUS = ("", "NoDevFiles", "none", "None", "-1")
+# Sockets below it get names that are too long: seen with Podman 4.3 at 52 characters, not at 44.
+RUNROOT_CHARACTERS = 44
 _ROOMY_MB = 10_000  # a disk below this is no place for training data
 
 
@@ -235,6 +237,14 @@ def _containers(site: Site, measured: Measured) -> Iterator[Finding]:
     wrong = claimed != "none" and claimed not in found
     proposal = (found[0] if found else "none") if wrong else None
     yield Finding("containers.runtime", claimed, text, proposal)
+    runroot = measured.first.podman_runroot
+    if claimed == "podman" and len(runroot) > RUNROOT_CHARACTERS:
+        advice = (
+            f"Podman's runroot has {len(runroot)} characters; beyond {RUNROOT_CHARACTERS} some "
+            "releases learn of the end of a container 20 s late: name a shorter one in "
+            "storage.conf before its first image is brought"
+        )
+        yield Finding("containers.runtime", claimed, f"runroot {runroot}", advice=advice)
 
 
 def _network(site: Site, measured: Measured) -> Iterator[Finding]:

@@ -52,6 +52,17 @@ def wrong(site_: Site, found: Measured) -> list[Finding]:
     return [item for item in judge(site_, found) if item.proposal is not None or item.advice]
 
 
+def test_runroot_of_podman_that_is_too_long_is_told() -> None:
+    podman = site(container_runtime="podman")
+    place = "/tmp/storage-run-1234567/" + 26 * "c"
+    node = replace(NODE, runtimes=("podman",), podman_runroot=place)
+    (finding,) = wrong(podman, measured(node))
+    assert finding.measured == f"runroot {place}"
+    assert "has 51 characters" in finding.advice
+    short = replace(node, podman_runroot="/run/user/123456/containers")
+    assert wrong(podman, measured(short)) == []
+
+
 def test_site_file_that_says_what_is_there_is_left_alone() -> None:
     findings = judge(site(), measured())
     assert are_good(findings)
