@@ -127,7 +127,9 @@ def _limits(service: Service) -> list[str]:
 def _hardening(service: Service, manager: Manager) -> list[str]:
     if service.runs_payloads:
         return ["# No hardening: payloads, and set-user-id helpers of containers, would feel it."]
-    why = _PRIVILEGED_HELPERS.get(service.site.batch_system)
+    # Of a site on another host the commands run there; here only ssh does.
+    here = service.site.remote is None
+    why = _PRIVILEGED_HELPERS.get(service.site.batch_system) if here else None
     mounts = _MOUNTS if manager is Manager.SYSTEM else []
     if why is not None:
         return [

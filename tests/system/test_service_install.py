@@ -90,6 +90,22 @@ def test_systems_unit_has_nothing_for_systemd_to_remark(
 
 
 @needs_systemd
+@pytest.mark.parametrize("kind", ["--user", "--system"])
+def test_unit_of_a_site_on_another_host_has_nothing_for_systemd_to_remark(
+    environ: Mapping[str, str], tmp_path: Path, kind: str
+) -> None:
+    path = Path(site_file(tmp_path, "pbs"))
+    text = path.read_text().replace("$SCRATCH/harvester", "/there/on the/login node")
+    path.write_text(f"{text}remote: {{host: me@login, second_factor: true, session: 12h}}\n")
+    done = install(environ, kind, "--print", "--site", str(path))
+    assert done.returncode == 0, done.stderr
+    unit = tmp_path / "harvester@odd.service"
+    unit.write_text(done.stdout)
+    assert "/there/" not in done.stdout
+    assert verify(environ, unit, *(["--user"] if kind == "--user" else [])) == ""
+
+
+@needs_systemd
 @pytest.mark.parametrize(
     ("path", "options"), [("harvester@.service", ()), ("user/harvester@.service", ("--user",))]
 )

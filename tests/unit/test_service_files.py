@@ -236,6 +236,13 @@ def test_crontab_is_read_merged_and_written(
     assert stat.S_IMODE(script.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("manager", Manager)
+def test_helpers_on_another_host_ask_for_no_rights_here(manager: Manager) -> None:
+    service = service_for("pbs")
+    site = replace(service.site, remote=Remote(host="login"))
+    assert "NoNewPrivileges=yes" in directives(render_unit(replace(service, site=site), manager))
+
+
 def test_unit_waits_for_no_directory_of_another_host() -> None:
     service = service_for()
     site = replace(service.site, remote=Remote(host="login"))
