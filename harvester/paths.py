@@ -59,7 +59,8 @@ def default_index(state_dir: Path, name: str, *, local: bool, uid: int) -> Path:
     import hashlib
 
     digest = hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]
-    return Path(f"/var/tmp/{APPLICATION}-{uid}") / f"{name}-{digest}.sqlite"
+    # 0700, and refused where somebody else was there first.
+    return Path(f"/var/tmp/{APPLICATION}-{uid}") / f"{name}-{digest}.sqlite"  # nosec B108
 
 
 def _xdg(environ: Environment, variable: str, fallback: str) -> Path:

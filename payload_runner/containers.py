@@ -15,7 +15,7 @@ from payload_runner.images import BadContainer
 from payload_runner.protocol import CONTAINER_WORKDIR
 
 DETACHING = ("podman", "podman-hpc")  # what runs in the container is no descendant of theirs
-SHARED_MEMORY = "/dev/shm"  # ranks of MPI and NCCL on one node speak through files in it
+SHARED_MEMORY = "/dev/shm"  # ranks of MPI and NCCL on one node speak through files in it  # nosec B108
 _NVIDIA_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 _MAX_GPUS = 16
 
@@ -93,7 +93,7 @@ def _bwrap(run: ContainerRun) -> Tuple[str, ...]:
         *(() if run.of_several else ("--unshare-ipc",)),
         *("--cap-drop", "ALL"),  # root would keep them, and could mount the disk that it hides
         *("--ro-bind", run.image, "/"),
-        *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),
+        *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # the container's own  # nosec B108
         *(("--bind", SHARED_MEMORY, SHARED_MEMORY) if run.of_several else ()),
         *_bwrap_gpus(run.gpu_variable),
         *("--bind", run.workdir, CONTAINER_WORKDIR, "--chdir", CONTAINER_WORKDIR),

@@ -30,7 +30,10 @@ RUNTIMES = {
 _PODMAN_ANSWERS_S = 30.0  # it makes its storage when it has none yet
 # Where centres mount a node's own disk; the variables are set by prologues of batch systems.
 _DISK_VARIABLES = ("TMPDIR", "SLURM_TMPDIR", "PBS_JOBFS", "JOBFS", "LOCAL_SCRATCH", "LOCALSCRATCH")
-_DISKS = ("/local_scratch", "/local/scratch", "/mnt/bb/$USER", "/scratch/local", "/tmp", "/dev/shm")
+_DISKS = (
+    *("/local_scratch", "/local/scratch", "/mnt/bb/$USER", "/scratch/local"),
+    *("/tmp", "/dev/shm"),  # looked at only  # nosec B108
+)
 _SHARED = re.compile(
     "afs|autofs|beegfs|ceph|cifs|cvmfs|fuse.sshfs|gpfs|lustre|nfs4?|orangefs|panfs|pvfs2|wekafs"
 )

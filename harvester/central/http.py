@@ -81,7 +81,7 @@ class Http:
         self._use_proxy = use_proxy
         self._clock = SystemClock()
         self._session: requests.Session | None = None
-        self._token = ""
+        self._token = ""  # none yet  # nosec B105
         self._token_stamp: tuple[int, int] | None = None
 
     def call(

@@ -174,7 +174,7 @@ def link_directory(environ: paths.Environment) -> Path:
         len(os.fsencode(directory)) + 1 + _NAME_LENGTH + 1 + 2 * _FRESH_BYTES
         > login.SOCKET_PATH_BYTES
     ):
-        directory = Path(f"/var/tmp/{paths.APPLICATION}-{os.getuid()}") / "links"
+        directory = Path(f"/var/tmp/{paths.APPLICATION}-{os.getuid()}") / "links"  # checked below  # nosec B108
     RealFiles().make_dir(directory)
     require_private_dir(directory)
     return directory

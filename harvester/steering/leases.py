@@ -254,7 +254,27 @@ def _open_tasks(connection: Connection, principal: Principal, site: str) -> list
         .order_by(TASKS.c.priority.desc(), TASKS.c.id)
     )
     rows = connection.execute(query).all()
-    return [row for row in rows if row.sites is None or site in json.loads(row.sites)]
+    return [
+        row
+        for row in rows
+        if (row.sites is None or site in json.loads(row.sites))
+        and (row.owner == principal.user or _is_contained(connection, row.id))
+    ]
+
+
+def _is_contained(connection: Connection, task: int) -> bool:
+    """Whether all that a task runs runs in containers.
+
+    A bare payload has the user id of the harvester that runs it and could read its tokens: no role
+    makes one user's harvester run what another one submitted.
+    """
+    found = connection.execute(
+        select(PAYLOADS.c.fields)
+        .join(SEGMENTS, SEGMENTS.c.payload_id == PAYLOADS.c.payload_id)
+        .where(SEGMENTS.c.task_id == task)
+        .distinct()
+    ).scalars()
+    return all(json.loads(fields).get("container") for fields in found)
 
 
 def _take(

@@ -40,7 +40,7 @@ from payload_runner.files import RealFiles
 
 DATABASE_NAME = "central.db"
 DISCOVERY_NAME = "central.json"
-TOKEN_NAME = "central.token"
+TOKEN_NAME = "central.token"  # of a file  # nosec B105
 LOCK_NAME = "central.lock"
 ADMIN_DAYS = 365.0
 _RENEW_BEFORE_S = 30 * 86_400.0

@@ -34,7 +34,7 @@ class Role(Enum):
 
     SUBMIT = "submit"  #: its own tasks
     EVALUATE = "evaluate"  #: lease and evaluate its own user's points
-    ADMIN = "admin"  #: everything, for every user
+    ADMIN = "admin"  #: everything, for every user, but evaluate others' bare payloads
 
 
 class Forbidden(CredentialsRefused):

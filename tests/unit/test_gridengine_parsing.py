@@ -386,3 +386,12 @@ def test_only_ids_are_given_to_commands_that_take_patterns(job: str) -> None:
 def test_commands_speak_english_and_find_their_cluster() -> None:
     given = client_environment({"SGE_ROOT": "/sge", "SGE_CELL": "c", "LC_ALL": "de_DE.UTF-8"})
     assert given == {"SGE_ROOT": "/sge", "SGE_CELL": "c", "LC_ALL": "C"}
+
+
+def test_list_with_a_document_type_is_refused_before_its_entities_are_expanded() -> None:
+    entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    text = (
+        f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e0 "x">{entities}]><job_info>&e11;</job_info>'
+    )
+    with pytest.raises(BatchUnavailable, match="document type"):
+        parse_qstat(completed(text))
