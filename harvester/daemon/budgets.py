@@ -1,4 +1,6 @@
-"""Restraint: back-off after failures, and the breaker that stops submissions in an outage."""
+"""Restraint: back-off after failures, rest after work, and the breaker that stops submissions in
+an outage.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +38,28 @@ class Backoff:
 
     def due_in(self, now: float) -> float:
         """Seconds until the next try is allowed."""
+        return max(0.0, self._until - now)
+
+
+class Rest:
+    """Rests after work, the longer the more there was: a flood comes in batches, one item at once.
+
+    A batch costs a fraction of its items one by one. Up to ``1 / per_item_s`` items a second, rests
+    shrink to that of a single item; above, they grow to ``at_most_s``.
+    """
+
+    def __init__(self, *, per_item_s: float, at_most_s: float) -> None:
+        self._per_item_s = per_item_s
+        self._at_most_s = at_most_s
+        self._until = float("-inf")
+
+    def worked(self, items: int, now: float) -> None:
+        """So many items were done just now; none change nothing."""
+        if items:
+            self._until = now + min(self._at_most_s, items * self._per_item_s)
+
+    def due_in(self, now: float) -> float:
+        """Seconds until there may be work again."""
         return max(0.0, self._until - now)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+from harvester.daemon.budgets import Rest
 from harvester.daemon.desk import Desk, Heard
 from harvester.effects import Finished
 from harvester.errors import StorageUnavailable
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 LATE_WATCH_S = 900.0
 RESEND_AGAIN_S = 30.0
 _TELLS_TIME = ("heartbeat", "allocation_started")
+# Where the kernel tells of each record: on a shared file system polls are far apart anyway.
+REST_PER_RECORD_S = 0.01
+REST_AT_MOST_S = 0.25
 
 
 class TakeEvents:
@@ -29,6 +33,7 @@ class TakeEvents:
         self._desk = desk
         self._polling = False
         self._polled: list[Polled] = []
+        self._rest = Rest(per_item_s=REST_PER_RECORD_S, at_most_s=REST_AT_MOST_S)
 
     def take(self, finished: Finished) -> None:
         self._polling = False
@@ -42,7 +47,10 @@ class TakeEvents:
     def step(self) -> bool:
         desk = self._desk
         if desk.is_local:
+            if self.rests_for() > 0.0:
+                return False
             self._polled.extend(desk.events.poll(self._watched()))
+            self._note_work()
         elif not self._polling and (desk.events.due_in() or 0.0) <= 0.0:
             tags, expecting = self._watched(), self._expecting()
             if not tags:
@@ -58,8 +66,18 @@ class TakeEvents:
             # The kernel wakes the loop; without inotify this is the latency.
             watching = self._desk.store.allocations.not_ended()
             pause = 0.5 if self._desk.events.fileno() is not None else 0.03
-            return pause if watching else None
+            return (self.rests_for() or pause) if watching else None
         return None if self._polling else self._desk.events.due_in()
+
+    def rests_for(self) -> float:
+        """Seconds for which new events are left alone, whatever the kernel says of them."""
+        return self._rest.due_in(self._desk.clock.monotonic())
+
+    def _note_work(self) -> None:
+        # A single round goes on until it has read everything.
+        if not self._desk.single_round:
+            records = sum(len(item.batch.records) for item in self._polled)
+            self._rest.worked(records, self._desk.clock.monotonic())
 
     def _watched(self) -> tuple[Tag, ...]:
         allocations = self._desk.store.allocations

@@ -25,6 +25,9 @@ REPLAN_S = {"local": 1.0, "shared": 10.0}
 REPLAN_IDLE_S = 60.0  # nothing waits, nothing is in flight: only the service can change that
 # A burst of events makes one plan, not one each.
 PLAN_APART_S = {"local": 0.01, "shared": 1.0}
+# The more is in flight the longer a plan takes, and the less often one is made, but for this.
+PLAN_SHARE = 0.05
+PLAN_APART_AT_MOST_S = 1.0
 
 
 class MakePlan:
@@ -47,6 +50,7 @@ class MakePlan:
         self._submit = submit
         self._kind = "local" if desk.is_local else "shared"
         self._planned_at = float("-inf")
+        self._planning_s = 0.0  # how long the last plan took
         self._idle = False
         self._durations: Durations = {}
         self.plan = Plan()
@@ -59,6 +63,13 @@ class MakePlan:
             return False
         desk = self._desk
         self._planned_at = desk.clock.monotonic()
+        try:
+            return self._make()
+        finally:
+            self._planning_s = desk.clock.monotonic() - self._planned_at
+
+    def _make(self) -> bool:
+        desk = self._desk
         desk.plan_wanted = False
         self._durations = learned_durations(desk)
         facts = gather_facts(desk, self._outlook())
@@ -78,8 +89,12 @@ class MakePlan:
     def _left(self) -> float:
         pause = REPLAN_IDLE_S if self._idle else REPLAN_S[self._kind]
         if self._desk.plan_wanted:
-            pause = 0.0 if self._desk.single_round else PLAN_APART_S[self._kind]
+            pause = 0.0 if self._desk.single_round else self._apart_s()
         return self._planned_at + pause - self._desk.clock.monotonic()
+
+    def _apart_s(self) -> float:
+        rest = min(PLAN_APART_AT_MOST_S, self._planning_s / PLAN_SHARE)
+        return max(PLAN_APART_S[self._kind], rest)
 
     def _outlook(self) -> Outlook:
         return Outlook(

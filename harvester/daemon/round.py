@@ -57,13 +57,14 @@ class Round:
         self._mode = mode
         self._started = started
         self._kind = "local" if desk.is_local else "shared"
+        self._take_events = TakeEvents(desk)
         self._watch = WatchBatch(desk)
         points = LeasePoints(desk)
         inputs = FetchInputs(desk)
         windows = WatchWindows(desk, self._watch)
         submit = Submit(desk, self._watch, windows)
         self._steps: tuple[Step, ...] = (
-            TakeEvents(desk),
+            self._take_events,
             Adopt(desk),
             self._watch,
             Settle(desk),
@@ -119,8 +120,8 @@ class Round:
         return left is not None and left <= SETTLE_WITHIN_S
 
     def events_fileno(self) -> int | None:
-        """Readable when an event log may have grown."""
-        return self._desk.events.fileno()
+        """Readable when an event log may have grown; None where nobody wants to know now."""
+        return None if self._take_events.rests_for() > 0.0 else self._desk.events.fileno()
 
     def clear_changes(self) -> None:
         """Take the kernel's word that something changed."""

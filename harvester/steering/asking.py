@@ -25,7 +25,7 @@ from harvester.steering.samplers.child import Suggestion
 from harvester.steering.tables import ASKS, POINTS, REQUESTS, SEGMENTS, TASKS
 
 ASK_DEADLINE_S = 20.0  # skopt takes 10 s at 400 points
-HOUSEKEEPING_S = 30.0
+HOUSEKEEPING_S = 30.0  # whoever asks for points takes back what has run out as well
 REQUESTS_KEPT_S = 7 * 86_400.0
 RETRY_S = 5.0
 _SEEDS = 2**63
@@ -83,6 +83,7 @@ class Asker:
         self._rounds = threading.Condition()
         self._started_rounds = 0
         self._finished_rounds = 0
+        self._house_kept_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
 
     def start(self) -> None:
@@ -140,7 +141,9 @@ class Asker:
     def _round(self) -> float:
         """One round; how long to rest unless woken."""
         try:
-            self.keep_house()
+            if self._clock.monotonic() - self._house_kept_at >= HOUSEKEEPING_S:
+                self.keep_house()
+                self._house_kept_at = self._clock.monotonic()
             while self.ask_all() and not self._stopping.is_set():
                 pass
         except Exception:  # noqa: BLE001 - the edge of the thread: a bad round must not end asking

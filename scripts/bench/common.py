@@ -83,6 +83,8 @@ def site_text(width: int, *, keep: Path | None = None) -> str:
         f"node: {{gpus: {width}, cores: 2, memory: 8GB}}\n"
         "local: {nodes: 1}\n"
         "budgets: {jobs_in_flight: 1}\n"
+        # On a loaded machine an allocation for such short payloads would end before it is up.
+        "planning: {walltime_min: 30m}\n"
         f"runner:\n  idle_exit: 2s\n{kept}"
     )
 

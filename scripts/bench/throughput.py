@@ -53,7 +53,7 @@ def _ours(points: int, width: int, kept: Path) -> dict[str, float]:
             client = stack.client()
 
             def finished() -> bool:
-                time.sleep(0.2)
+                time.sleep(0.5)  # each look costs the service as much as ten points
                 return bool(client.show(task)["state"] == "finished")
 
             stack.wait(finished, 600, "the points did not finish")

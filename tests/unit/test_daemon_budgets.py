@@ -8,7 +8,7 @@ import random
 import pytest
 
 from harvester.clock import FakeClock
-from harvester.daemon.budgets import Backoff, Breaker
+from harvester.daemon.budgets import Backoff, Breaker, Rest
 from harvester.daemon.problems import Problems
 
 
@@ -25,6 +25,33 @@ def test_waits_double_with_jitter_up_to_the_ceiling() -> None:
     assert all(0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(waits[:6]))
     assert all(30.0 <= wait <= 60.0 for wait in waits[6:])
     assert len(set(waits[6:])) > 50  # many daemons must not come back in step
+
+
+def test_rest_grows_with_the_work_up_to_the_most() -> None:
+    rest = Rest(per_item_s=0.01, at_most_s=0.25)
+    assert rest.due_in(0.0) == 0.0
+    rest.worked(2, now=1.0)
+    assert rest.due_in(1.0) == pytest.approx(0.02)
+    rest.worked(0, now=1.01)
+    assert rest.due_in(1.01) == pytest.approx(0.01)
+    rest.worked(1000, now=2.0)
+    assert rest.due_in(2.0) == pytest.approx(0.25)
+
+
+def test_a_flood_is_taken_in_batches_and_a_trickle_one_by_one() -> None:
+    def polls_of(rate: float) -> int:
+        """How many times work is found in 100 s when so many items come each second."""
+        rest, now, taken, polls = Rest(per_item_s=0.01, at_most_s=0.25), 0.0, 0, 0
+        while now < 100.0:
+            come = int(rate * now)
+            polls += come > taken
+            rest.worked(come - taken, now)
+            taken = come
+            now += max(rest.due_in(now), 0.001)
+        return polls
+
+    assert polls_of(5.0) > 490
+    assert polls_of(500.0) < 420
 
 
 def test_a_success_forgets_the_failures() -> None:
