@@ -15,6 +15,7 @@ from harvester.daemon.trials import tell_on_trial
 from harvester.effects import Finished
 from harvester.model import Attempt, AttemptId, AttemptState, PayloadSpec, Tag
 from harvester.planning.facts import Plan, PlanInput
+from harvester.store.leases import LeaseRow
 from payload_runner.logfile import RecordTooLarge
 from payload_runner.protocol import Order
 
@@ -134,11 +135,12 @@ class MakePlan:
 
     def _order_one(self, attempt: Attempt, tag: Tag) -> bool:
         desk = self._desk
-        payload = desk.store.leases.payload(desk.store.leases.get(attempt.lease).payload_id)
+        lease = desk.store.leases.get(attempt.lease)
+        payload = desk.store.leases.payload(lease.payload_id)
         if attempt.state is not AttemptState.LEASED or not self._inputs.is_ready(payload):
             return False
         try:
-            desk.orders.order(tag, order_of(desk, attempt, self._durations), payload)
+            desk.orders.order(tag, order_of(desk, attempt, lease, self._durations), payload)
         except RecordTooLarge as error:
             fields = {
                 "attempt": attempt.attempt,
@@ -162,10 +164,10 @@ class MakePlan:
         return closed
 
 
-def order_of(desk: Desk, attempt: Attempt, durations: Durations) -> Order:
-    """The order for an attempt."""
-    lease = desk.store.leases.get(attempt.lease)
+def order_of(desk: Desk, attempt: Attempt, lease: LeaseRow, durations: Durations) -> Order:
+    """The order for an attempt of a lease."""
     payload = desk.store.leases.payload(lease.payload_id)
+    done_s = desk.store.attempts.done_s(attempt.attempt) if attempt.checkpoint is not None else 0.0
     return Order(
         attempt=attempt.attempt,
         task=attempt.task,
@@ -174,9 +176,7 @@ def order_of(desk: Desk, attempt: Attempt, durations: Durations) -> Order:
         parameters=lease.parameters,
         segment=lease.segment,
         priority=lease.priority,
-        expected_s=expected_s(
-            payload, attempt.task, durations, desk.store.attempts.done_s(attempt.attempt)
-        ),
+        expected_s=expected_s(payload, attempt.task, durations, done_s),
         checkpoint=attempt.checkpoint,
         checkpoint_of=attempt.resumed_from if attempt.checkpoint is not None else None,
         number=attempt.number,
@@ -187,6 +187,6 @@ def snapshot(desk: Desk, tag: Tag) -> list[tuple[Order, PayloadSpec]]:
     """What is ordered and unfinished in an allocation, for the opening of a new epoch's log."""
     found = []
     for attempt in desk.store.attempts.in_allocation(tag):
-        order = order_of(desk, attempt, {})
+        order = order_of(desk, attempt, desk.store.leases.get(attempt.lease), {})
         found.append((order, desk.store.leases.payload(order.payload_id)))
     return found

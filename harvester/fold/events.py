@@ -142,7 +142,6 @@ def _attempt_ended(
     known_blame = event.blame is None or event.blame in _BLAMES
     if not known_blame:
         store.count("bad_events")
-    outcome = to_fields(event)
     files: list[FileRef | None] = [event.metadata_file, event.metrics_file]
     columns = {
         "tag": tag,
@@ -157,10 +156,10 @@ def _attempt_ended(
         # A late word about a lost attempt is judged and told anew.
         "judged": 0,
         "delivered": 0,
+        "outcome": json.dumps(to_fields(event)),
     }
-    attempt = AttemptId(event.attempt)
-    if _move(store, tag, attempt, to, at, event.reason or "its runner says so", columns):
-        store.attempts.keep_outcome(attempt, outcome)
+    why = event.reason or "its runner says so"
+    _move(store, tag, AttemptId(event.attempt), to, at, why, columns)
 
 
 def _handed_back(store: Store, tag: Tag, at: float, event: protocol.HandedBack) -> None:

@@ -189,8 +189,8 @@ def _judged(store: Store, at: float, fields: Fields) -> None:
     # What many nodes together tell may contradict the runner's own word of whom to blame.
     charged = {name: fields["summary"][name] for name in fields.get("charged", ())}
     store.attempts.change(attempt, {"judged": 1, **charged})
-    lease = store.attempts.get(attempt).lease
     if fields["final"]:
+        lease = store.attempts.lease_of(attempt)
         store.leases.settle(lease, attempt)
         store.attempts.mark_unwanted(lease, "cancelled")
     following = fields.get("next")
@@ -247,8 +247,7 @@ def _attempt_closed(store: Store, at: float, fields: Fields) -> None:
 
 def _delivering(store: Store, at: float, fields: Fields) -> None:
     del at
-    for attempt in fields["attempts"]:
-        store.attempts.change(attempt, {"delivered": 1})
+    store.attempts.mark_delivering(fields["attempts"])
 
 
 def _delivered(store: Store, at: float, fields: Fields) -> None:

@@ -12,6 +12,7 @@ from harvester.fold.ledger import apply_ledger
 from harvester.fold.orders import apply_order
 from harvester.model import Tag
 from harvester.store import Store
+from harvester.store.positions import Position
 from payload_runner.logfile import Record
 from payload_runner.protocol import check_tag
 
@@ -32,21 +33,12 @@ def apply_order_records(store: Store, name: str, records: Iterable[Record], size
 def apply_event_records(store: Store, name: str, records: Iterable[Record], size: int) -> int:
     """Apply records of an event log in one transaction; answers how many were new."""
     tag = tag_of(name)
-    return _apply(store, name, records, size, lambda record: _event(store, name, tag, record))
+    return _apply(store, name, records, size, lambda record: apply_event(store, tag, record, name))
 
 
 def tag_of(name: str) -> Tag:
     """The allocation that a log under the spool belongs to. Raises BadRecord."""
     return Tag(check_tag(name.split("/")[1]))
-
-
-def _event(store: Store, name: str, tag: Tag, record: Record) -> None:
-    if record.kind == "resend_gone":
-        first, last = int(record.fields["from"]), int(record.fields["to"])
-        store.positions.put(name, store.positions.get(name).without((first, last)))
-        log.error("Events are gone for good. log=%s from=%s to=%s", name, first, last)
-        return
-    apply_event(store, tag, record, name)
 
 
 def _apply(
@@ -63,12 +55,20 @@ def _apply(
             admitted = position.admit(record.seq)
             if admitted is None:
                 continue
-            store.positions.put(name, admitted)
-            _guarded(store, name, record, apply)
-            position = store.positions.get(name)
+            position = admitted
+            if record.kind == "resend_gone":
+                position = _without(position, name, record)
+            else:
+                _guarded(store, name, record, apply)
             fresh += 1
         store.positions.put(name, replace(position, offset=max(position.offset, size)))
     return fresh
+
+
+def _without(position: Position, name: str, record: Record) -> Position:
+    first, last = int(record.fields["from"]), int(record.fields["to"])
+    log.error("Events are gone for good. log=%s from=%s to=%s", name, first, last)
+    return position.without((first, last))
 
 
 def _guarded(store: Store, name: str, record: Record, apply: Callable[[Record], None]) -> None:

@@ -28,6 +28,10 @@ ASK_DEADLINE_S = 20.0  # skopt takes 10 s at 400 points
 HOUSEKEEPING_S = 30.0  # whoever asks for points takes back what has run out as well
 REQUESTS_KEPT_S = 7 * 86_400.0
 RETRY_S = 5.0
+# Results wake the asker many times a second: without anybody waiting, it rests this many times as
+# long as its last round took, so that looking costs a fiftieth of the time.
+_REST_SHARE = 50.0
+_REST_AT_MOST_S = 0.5
 _SEEDS = 2**63
 
 _log = logging.getLogger(__name__)
@@ -79,6 +83,7 @@ class Asker:
         self._suggester = suggester
         self._clock = clock
         self._woken = threading.Event()
+        self._awaited = threading.Event()  # somebody waits for the next round
         self._stopping = threading.Event()
         self._rounds = threading.Condition()
         self._started_rounds = 0
@@ -94,6 +99,7 @@ class Asker:
         """Stop asking, within a second."""
         self._stopping.set()
         self._woken.set()
+        self._awaited.set()
         if self._thread.is_alive():
             self._thread.join(timeout=1.0)
         # A sampler at work cannot be interrupted from here; its child ends when this process does.
@@ -110,6 +116,7 @@ class Asker:
             # A round under way may have looked too early: only the next one is sure.
             target = self._started_rounds + 1
             self._woken.set()
+            self._awaited.set()
             self._rounds.wait_for(lambda: self._finished_rounds >= target, timeout_s)
 
     def ask_all(self) -> int:
@@ -127,13 +134,17 @@ class Asker:
             connection.execute(delete(REQUESTS).where(old))
 
     def _run(self) -> None:
-        pause_s = 0.0
+        pause_s = rest_s = 0.0
         while not self._stopping.is_set():
             self._woken.wait(pause_s)
+            self._awaited.wait(rest_s)
             with self._rounds:
                 self._woken.clear()
+                self._awaited.clear()
                 self._started_rounds += 1
+            began = self._clock.monotonic()
             pause_s = self._round()
+            rest_s = min(_REST_AT_MOST_S, _REST_SHARE * (self._clock.monotonic() - began))
             with self._rounds:
                 self._finished_rounds = self._started_rounds
                 self._rounds.notify_all()

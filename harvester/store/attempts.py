@@ -24,6 +24,7 @@ from harvester.model import (
 from harvester.model import TaskId as TaskId
 from harvester.planning.nodes import NodeEnd, NodeRun
 from harvester.store.history import Change, History
+from harvester.store.sums import Sums
 from payload_runner.protocol import from_fields, to_fields
 
 _COLUMNS = (
@@ -82,9 +83,10 @@ class Running:
 class Attempts:
     """The table of attempts. Only ``step`` writes a state."""
 
-    def __init__(self, connection: sqlite3.Connection, history: History) -> None:
+    def __init__(self, connection: sqlite3.Connection, history: History, sums: Sums) -> None:
         self._connection = connection
         self._history = history
+        self._sums = sums
 
     def add(
         self,
@@ -104,7 +106,7 @@ class Attempts:
             (attempt, *of, number, at, resumed_from, _dump(checkpoint)),
         )
         if done.rowcount:
-            self._tally(of[1], "leased", 1)
+            self._sums.tally(of[1], "leased", 1)
             self._history.add("attempt", attempt, Change(at, None, "leased", why))
 
     def step(
@@ -121,7 +123,7 @@ class Attempts:
             IllegalTransition: its life has no such step.
         """
         row = self._connection.execute(
-            "SELECT state, task FROM attempts WHERE attempt = ?", (attempt,)
+            "SELECT state, task, lease, duration_s FROM attempts WHERE attempt = ?", (attempt,)
         ).fetchone()
         if row is None:
             raise KeyError(attempt)
@@ -133,10 +135,10 @@ class Attempts:
         if moved is None:
             return False
         if columns and "duration_s" in columns:
-            self._spend(attempt, columns["duration_s"])
+            self._spend(row[1], row[2], columns["duration_s"] - row[3])
         self.change(attempt, {"state": to.value, "since": at, **(columns or {})})
-        self._tally(row[1], current.value, -1)
-        self._tally(row[1], to.value, 1)
+        self._sums.tally(row[1], current.value, -1)
+        self._sums.tally(row[1], to.value, 1)
         self._history.add("attempt", attempt, Change(at, current.value, to.value, why))
         return True
 
@@ -161,6 +163,15 @@ class Attempts:
             raise KeyError(attempt)
         return found[0]
 
+    def lease_of(self, attempt: AttemptId) -> LeaseId:
+        """The lease that an attempt belongs to; KeyError if there is no such attempt."""
+        row = self._connection.execute(
+            "SELECT lease FROM attempts WHERE attempt = ?", (attempt,)
+        ).fetchone()
+        if row is None:
+            raise KeyError(attempt)
+        return LeaseId(row[0])
+
     def of_lease(self, lease: LeaseId) -> tuple[Attempt, ...]:
         """The attempts of a lease in the order of their numbers."""
         return self._select("lease = ? ORDER BY number", (lease,))
@@ -170,7 +181,7 @@ class Attempts:
         self.change(attempt, {"saved": _dump(ref)})
 
     def keep_outcome(self, attempt: AttemptId, fields: Mapping[str, Any]) -> None:
-        """Keep the runner's last word until it is delivered."""
+        """Keep the runner's last word, in place of what was kept, until it is delivered."""
         self.change(attempt, {"outcome": json.dumps(fields)})
 
     def add_return(self, attempt: AttemptId, tag: Tag) -> None:
@@ -363,19 +374,25 @@ class Attempts:
 
     def counts(self) -> dict[str, int]:
         """How many attempts there are in each state."""
-        rows = self._connection.execute(
-            "SELECT state, sum(number) FROM tallies WHERE state != 'delivered' AND number > 0"
-            " GROUP BY state"
-        )
-        return dict(rows.fetchall())
+        found: dict[str, int] = {}
+        for _, state, number in self._sums.tallies():
+            if state != "delivered" and number > 0:
+                found[state] = found.get(state, 0) + number
+        return found
 
     def counts_by_task(self) -> dict[TaskId, dict[str, int]]:
         """Task -> leased, ordered, running, ended, delivered."""
         found: dict[TaskId, dict[str, int]] = {}
-        for task, state, number in self._connection.execute("SELECT * FROM tallies"):
+        for task, state, number in self._sums.tallies():
             counts = found.setdefault(task, dict.fromkeys(_COUNTED, 0))
             counts[state if state in _COUNTED else "ended"] += number
         return found
+
+    def mark_delivering(self, attempts: Iterable[AttemptId]) -> None:
+        """Their outcomes are about to be told to the service."""
+        self._connection.executemany(
+            "UPDATE attempts SET delivered = 1 WHERE attempt = ?", [(name,) for name in attempts]
+        )
 
     def mark_delivered(self, attempt: AttemptId, verdict: str) -> None:
         """The service has given its receipt; what was kept for telling it may go."""
@@ -385,7 +402,7 @@ class Attempts:
         if row is None:
             return
         self.change(attempt, {"delivered": 2, "verdict": verdict, "outcome": None, "told": 1})
-        self._tally(row[0], "delivered", 1 - row[1])
+        self._sums.tally(row[0], "delivered", 1 - row[1])
 
     def durations(self, newest: int) -> dict[TaskId, list[float]]:
         """Task -> durations of its newest successes, the runs that they resumed included."""
@@ -401,10 +418,7 @@ class Attempts:
 
     def spent_s(self, task: TaskId) -> dict[str, float]:
         """Payload -> run time of the task's attempts that have ended, whatever their outcome."""
-        rows = self._connection.execute(
-            "SELECT payload_id, seconds FROM spent WHERE task = ?", (task,)
-        )
-        return {payload_id: float(seconds) for payload_id, seconds in rows}
+        return self._sums.spent_s(task)
 
     def done_s(self, attempt: AttemptId) -> float:
         """Run time that the attempt's checkpoint carries over from its predecessors."""
@@ -433,20 +447,12 @@ class Attempts:
             [(attempt, value["step"], json.dumps(value)) for attempt, value in told],
         )
 
-    def _spend(self, attempt: AttemptId, duration_s: float) -> None:
-        self._connection.execute(
-            "INSERT INTO spent SELECT a.task, l.payload_id, ?1 - a.duration_s FROM attempts a"
-            " JOIN leases l ON l.lease = a.lease WHERE a.attempt = ?2"
-            " ON CONFLICT (task, payload_id) DO UPDATE SET seconds = seconds + excluded.seconds",
-            (duration_s, attempt),
-        )
-
-    def _tally(self, task: TaskId, state: str, by: int) -> None:
-        self._connection.execute(
-            "INSERT INTO tallies VALUES (?1, ?2, ?3) ON CONFLICT (task, state)"
-            " DO UPDATE SET number = number + ?3",
-            (task, state, by),
-        )
+    def _spend(self, task: TaskId, lease: LeaseId, seconds: float) -> None:
+        row = self._connection.execute(
+            "SELECT payload_id FROM leases WHERE lease = ?", (lease,)
+        ).fetchone()
+        if row is not None:
+            self._sums.spend(task, row[0], seconds)
 
     def _select(self, where: str, arguments: tuple[Any, ...] = ()) -> tuple[Attempt, ...]:
         rows = self._connection.execute(f"SELECT {_COLUMNS} FROM attempts WHERE {where}", arguments)

@@ -21,16 +21,28 @@ class History:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._added: list[tuple[str, str, float, str | None, str, str]] = []
 
     def add(self, what: str, name: str, change: Change) -> None:
-        """Record a change of an attempt or allocation."""
-        self._connection.execute(
-            "INSERT INTO history (what, name, at, was, became, why) VALUES (?, ?, ?, ?, ?, ?)",
-            (what, name, change.at, change.was, change.became, change.why),
-        )
+        """Record a change of an attempt or allocation; written at the transaction's end."""
+        self._added.append((what, name, change.at, change.was, change.became, change.why))
+
+    def write(self) -> None:
+        """Write what was added."""
+        if self._added:
+            self._connection.executemany(
+                "INSERT INTO history (what, name, at, was, became, why) VALUES (?, ?, ?, ?, ?, ?)",
+                self._added,
+            )
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was added: its transaction was undone."""
+        self._added.clear()
 
     def of(self, name: str) -> tuple[Change, ...]:
         """The past of an attempt or allocation, oldest first."""
+        self.write()
         rows = self._connection.execute(
             "SELECT at, was, became, why FROM history WHERE name = ? ORDER BY id", (name,)
         )

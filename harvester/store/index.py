@@ -16,6 +16,7 @@ from harvester.store.leases import Leases
 from harvester.store.positions import Positions
 from harvester.store.schema import SCHEMA, VERSION
 from harvester.store.spendings import Spendings
+from harvester.store.sums import Sums
 
 
 class Store:
@@ -29,7 +30,8 @@ class Store:
         self._connection = connection
         self._depth = 0
         self.history = History(connection)
-        self.attempts = Attempts(connection, self.history)
+        self._sums = Sums(connection)
+        self.attempts = Attempts(connection, self.history, self._sums)
         self.allocations = Allocations(connection, self.history)
         self.leases = Leases(connection)
         self.positions = Positions(connection)
@@ -87,16 +89,28 @@ class Store:
                 self._connection.execute("BEGIN IMMEDIATE")
             yield
             if self._depth == 1:
+                self._write_collected()
                 self._connection.execute("COMMIT")
         except BaseException as error:
-            if self._depth == 1 and self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-                self.allocations.reread()
+            if self._depth == 1:
+                self._undo()
             if isinstance(error, sqlite3.Error):
                 raise StorageUnavailable(f"the index: {error}") from error
             raise
         finally:
             self._depth -= 1
+
+    def _write_collected(self) -> None:
+        self._sums.write()
+        self.history.write()
+
+    def _undo(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._sums.forget()
+        self.history.forget()
+        self.allocations.reread()
+        self.leases.reread()
 
     def count(self, what: str, by: int = 1) -> None:
         """Add to a counter that views show (log gaps, events of unknown attempts)."""
@@ -115,6 +129,7 @@ class Store:
 
     def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """Every folded row, for comparing two indexes; without counters and budget windows."""
+        self._write_collected()
         tables = ("positions", "payloads", "asks", "leases", "attempts", "tallies", "allocations")
         return {
             table: sorted(self._connection.execute(f"SELECT * FROM {table}"), key=repr)

@@ -41,6 +41,7 @@ class Leases:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._specs: dict[str, PayloadSpec] = {}
+        self._newest: tuple[TaskId, str] | None = None  # task and payload, where they are known
 
     def define(self, fields: dict[str, Any]) -> None:
         """Store a payload's definition."""
@@ -130,11 +131,18 @@ class Leases:
                 point.expires_s,
             ),
         )
-        self._connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES ('newest_payload', ?)",
-            (json.dumps([point.task, point.payload_id]),),
-        )
+        if self._newest != (point.task, point.payload_id):
+            self._newest = (point.task, point.payload_id)
+            self._connection.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('newest_payload', ?)",
+                (json.dumps(self._newest),),
+            )
         return done.rowcount > 0
+
+    def reread(self) -> None:
+        """Forget what was read: a transaction was undone."""
+        self._newest = None
+        self._specs.clear()
 
     def get(self, lease: LeaseId) -> LeaseRow:
         """A lease by its id; KeyError if it was never granted."""
