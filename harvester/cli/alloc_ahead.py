@@ -43,8 +43,9 @@ def plan(site: str, central: str | None, token_file: Any, as_json: bool, *, dry_
     loaded = load_site(site, os.environ)
     status = _status(loaded)
     work = tuple(_work(task_client(central, token_file), status))
-    found = preview(loaded, work, _standing(loaded, status))
-    why_not = _restraints(status)
+    standing = _standing(loaded, status)
+    found = preview(loaded, work, standing)
+    why_not = (*_restraints(status), *_waiting(standing))
     if as_json:
         print_json(_as_json(loaded, found, why_not))
     else:
@@ -186,6 +187,16 @@ def _facts(item: Mapping[str, Any]) -> AllocationFacts:
         accepting=item["state"] == "running",
         joined=bool(item.get("joined")),
     )
+
+
+def _waiting(standing: Standing) -> tuple[str, ...]:
+    """What is on its way already: the plan counts on it."""
+    states = [found.state.value for found in standing.live if found.remaining_s is None]
+    if not states:
+        return ()
+    held = states.count("held")
+    told = f", {held} of them held: `harvester alloc release` lets those start" if held else ""
+    return (f"{len(states)} allocations have yet to start{told}",)
 
 
 _UNKNOWN = (

@@ -81,7 +81,7 @@ _SPACE = {"x": {"method": "uniform", "dimension": {"low": 0.0, "high": 1.0}}}
 
 # In front of a command of the batch system: counts its calls and lets a test step in after it.
 _WRAPPER = """#!/bin/bash
-echo "$EPOCHREALTIME {name}" >>{log}
+echo "$EPOCHREALTIME {name} $*" >>{log}
 if [ -x {after} ]; then
     answer=$({command} "$@")
     code=$?
@@ -230,7 +230,14 @@ class Search:
     """
 
     site_text: ClassVar[str] = _SITE
-    commands: ClassVar[Sequence[str]] = ("sbatch", "squeue", "sacct", "scancel")
+    commands: ClassVar[Sequence[str]] = (
+        "sbatch",
+        "squeue",
+        "sacct",
+        "scancel",
+        "sinfo",
+        "scontrol",
+    )
     payload: ClassVar[Mapping[str, object]] = {"gpus_per_node": 1}
 
     def __init__(self, cluster: Cluster, account: Account, **site: object) -> None:
@@ -319,10 +326,11 @@ class Search:
         path.write_text(f"#!/bin/bash\n{script}\n")
         path.chmod(0o755)
 
-    def calls(self, command: str) -> list[float]:
-        """When a command was called so far, in seconds since the epoch."""
+    def calls(self, command: str, *, without: str = "") -> list[float]:
+        """When a command was called so far (without that argument), in seconds since the epoch."""
         lines = (self.root / "commands.log").read_text().splitlines()
-        return [float(line.split()[0]) for line in lines if line.split()[1] == command]
+        found = (line.split() for line in lines)
+        return [float(words[0]) for words in found if words[1] == command and without not in words]
 
     def _write_search(self, points: int, steps: int) -> Path:
         directory = self.root / "search"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harvester.clock import iso
 from scripts.stack import Stack, StackFailed
 
 SITE = """
 extends: slurm
 name: planned
 node: {{gpus: 4, cores: 32, memory: 64GB}}
-queues: [{{name: gpu, bins: [{{nodes: 1-4, walltime: "02:00:00"}}]}}]
+queues: [{{name: gpu, queued_max: 2, bins: [{{nodes: 1-4, walltime: "02:00:00"}}]}}]
 spool: {{path: {root}/spool}}
 state: {{index: {root}/index.sqlite}}
 """
@@ -54,7 +57,33 @@ def test_plan_shows_what_and_why_with_the_script_and_submits_nothing(stack: Stac
     shown = stack.harvester(*words)
     assert "8 points could be evaluated now" in shown
     assert "would submit 2 nodes" in shown
+    assert "jobs besides the harvester's and node-hours spent are not known here" in shown
     assert not (stack.root / "spool").exists()
+
+    held = {"tag": "haaaaa-aaaaaa", "state": "held", "queue": "gpu", "nodes": 1, "walltime_s": 180}
+    publish(stack, allocations=[held], others={"user": {"gpu": [1, 0]}, "project": {}})
+    shown = stack.harvester(*words)
+    assert "queue gpu takes no more jobs of this user now" in shown
+    assert "1 allocations have yet to start, 1 of them held: `harvester alloc release`" in shown
+    publish(stack, budgets={"node_hours_left": 0.05})
+    assert "the node-hours left do not pay" in stack.harvester(*words)
+    publish(stack, windows={"found": [{"queue": "gpu", "nodes": 1, "until": None}]})
+    (first, *_) = json.loads(stack.harvester(*words, "--json"))["submit"]
+    assert (first["nodes"], "1 nodes stand idle now" in first["why"]) == (1, True)
+
+
+def publish(stack: Stack, **told: Any) -> None:
+    """A daemon's last word."""
+    now = iso(time.time())
+    state_home = Path(stack.environment["XDG_STATE_HOME"])
+    state_dir, spool = state_home / "harvester/sites/planned", stack.root / "spool"
+    for directory in (state_dir, spool):
+        directory.mkdir(parents=True, exist_ok=True)
+    pointer = {"spool": str(spool), "site_file": str(stack.site_file)}
+    (state_dir / "site.json").write_text(json.dumps(pointer))
+    for key in told.keys() & {"others", "windows"}:
+        told[key]["at"] = now
+    (spool / "status.json").write_text(json.dumps({"updated": now, **told}))
 
 
 def test_wrap_prints_a_script_that_joins_and_prepares_the_spool(stack: Stack) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from harvester.model import TaskId
 from harvester.planning.preview import POINTS_MAX, Standing, Work, preview
-from harvester.site import Budgets, Reservation
+from harvester.site import Budgets, Queue, Reservation
 from payload_runner.protocol import Shape
 from tests.planning_cases import allocation, queued, site
 
@@ -44,6 +44,17 @@ def test_maintenance_shortens_or_puts_off_what_would_be_submitted() -> None:
     within = preview(closed, [WORK], Standing(now=now + 4000.0))
     assert within.submit == ()
     assert "no allocation of use" in " ".join(within.blocked.values())
+
+
+def test_jobs_of_others_and_spent_node_hours_count() -> None:
+    narrow = site(queue=Queue(name="batch", bins=(), total_max=3))
+    busy = preview(narrow, [WORK], Standing(other_jobs={"batch": (1, 2)}))
+    assert "takes no more jobs of this user" in " ".join(busy.blocked.values())
+    shared = site(queue=Queue(name="batch", bins=(), total_max=3, limits_per="project"))
+    assert preview(shared, [WORK], Standing(other_jobs={"batch": (1, 2)})).submit
+    assert not preview(shared, [WORK], Standing(project_jobs={"batch": (1, 2)})).submit
+    poor = preview(site(), [WORK], Standing(node_hours_left=0.01))
+    assert "node-hours left" in " ".join(poor.blocked.values())
 
 
 def test_a_huge_backlog_is_cut_to_what_one_planning_looks_at() -> None:
