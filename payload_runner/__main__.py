@@ -31,7 +31,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
         return run_agent(words[1:])
     if words[:1] == ["tunnel"]:
-        from payload_runner.transport import runner_command
+        from payload_runner.launched import runner_command
         from payload_runner.tunnel import main as run_tunnel
 
         return run_tunnel(words[1:], runner_command(__file__, sys.executable))
@@ -64,8 +64,8 @@ def _serve_files(given: argparse.Namespace) -> int:
 
 def _probe(given: argparse.Namespace) -> int:
     from payload_runner import probe, probing
+    from payload_runner.launched import runner_command
     from payload_runner.protocol import BadRecord, to_fields
-    from payload_runner.transport import runner_command
 
     if given.directory is None:
         print(json.dumps(to_fields(probing.look(os.environ)), indent=1))
@@ -140,8 +140,8 @@ def _replay(given: argparse.Namespace) -> int:
 
 def _lead(given: argparse.Namespace) -> int:
     from payload_runner import incarnation, leader
+    from payload_runner.launched import runner_command
     from payload_runner.protocol import BadRecord
-    from payload_runner.transport import runner_command
 
     try:
         job = incarnation.job_from(os.environ, given.job_id, given.restart)
@@ -159,8 +159,8 @@ def _lead(given: argparse.Namespace) -> int:
 def _join(given: argparse.Namespace) -> int:
     from payload_runner import enlisting, incarnation, leader
     from payload_runner.files import RealFiles
+    from payload_runner.launched import runner_command
     from payload_runner.protocol import BadRecord, SpoolPaths
-    from payload_runner.transport import runner_command
 
     spool = given.spool.resolve()
     asked = enlisting.Given(nodes=given.nodes, walltime=given.walltime)

@@ -26,7 +26,6 @@ from typing import (
 from payload_runner.outcome import Exit
 
 MARKER = "HARVESTER_ATTEMPT"
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 RESET_SIGNALS = (
     signal.SIGPIPE,  # Python ignores these two, and ignored signals pass through exec
@@ -57,12 +56,6 @@ def become_subreaper() -> bool:
         return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
     except (OSError, AttributeError):
         return False
-
-
-def die_with_parent() -> None:
-    """For a child just started: SIGTERM for it when the process that started it ends."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def spawn(

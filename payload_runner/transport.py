@@ -23,7 +23,8 @@ Agent to leader: ``hello {"node", "host", "shape": NodeShape, "pid"}`` first, th
 a multi-node payload sends its own start and end; the leader makes one of them. Before the start of
 an MPI payload comes ``ready {"attempt"}``: ranks may be launched; ``abort {"attempt"}``: its ranks
 were killed, and so should be their launcher. An ``attempt_ended`` may carry ``next``: the queued
-attempt that runs in its slot now; ``unstarted {"attempts"}``: what was queued is queued no more.
+attempt that begins in its slot now, whose start is told by that alone unless it has a
+checkpoint to resume from; ``unstarted {"attempts"}``: what was queued is queued no more.
 
 Acknowledgements and signs of life are the transports' own business and never show here. Which
 transport is taken is decided in ``joining``.
@@ -38,22 +39,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
+from payload_runner.launched import NODE_VARIABLES, node_from
 from payload_runner.protocol import IncarnationPaths, SpoolPaths
 
 Message = Tuple[str, Dict[str, Any]]  # kind, fields; Any because they are JSON
 
 TRANSPORTS = ("auto", "tcp", "files", "mpi")
-# Where launchers tell a process its number; one agent per node, so the rank is the node. Slurm's
-# comes last: a batch script has it too (0), and other launchers pass it on to all they start.
-_NODE_VARIABLES = (
-    "FLUX_TASK_RANK",
-    "JSM_NAMESPACE_RANK",
-    "PALS_RANKID",
-    "OMPI_COMM_WORLD_RANK",
-    "PMIX_RANK",
-    "PMI_RANK",
-    "SLURM_NODEID",
-)
 
 
 class LinkLost(Exception):
@@ -158,7 +149,7 @@ class AgentStart:
         parser.add_argument("--host", default=socket.gethostname().split(".")[0])
         given = parser.parse_args(argv)
         if given.node is None:
-            parser.error(f"which node is this? Give --node, or one of {', '.join(_NODE_VARIABLES)}")
+            parser.error(f"which node is this? Give --node, or one of {', '.join(NODE_VARIABLES)}")
         leader = tuple(item for item in given.leader.split(",") if item)
         return cls(
             given.spool,
@@ -171,14 +162,6 @@ class AgentStart:
         )
 
 
-def node_from(environ: Mapping[str, str]) -> Optional[int]:
-    """The node index that the launcher put into the environment, if it did."""
-    for name in _NODE_VARIABLES:
-        if environ.get(name, "").isdigit():
-            return int(environ[name])
-    return None
-
-
 def read_secret(paths: IncarnationPaths) -> bytes:
     """The secret that leader and agents of one incarnation share. Raises OSError."""
     return paths.secret.read_bytes().strip()
@@ -187,14 +170,3 @@ def read_secret(paths: IncarnationPaths) -> bytes:
 def make_secret() -> bytes:
     """A new secret, as it is written to its file."""
     return secrets.token_hex(32).encode() + b"\n"
-
-
-def runner_command(main_file: str, python: str) -> Tuple[str, ...]:
-    """The argv that starts this very runner again: its zipapp, or the package.
-
-    ``main_file``: the file of the running ``__main__`` module.
-    """
-    for parent in Path(main_file).absolute().parents:
-        if parent.is_file():  # inside a zipapp a "directory" is the archive
-            return (python, str(parent))
-    return (python, "-m", "payload_runner")

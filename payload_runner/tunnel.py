@@ -19,13 +19,12 @@ import socket
 import struct
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
-from payload_runner.processes import die_with_parent
-from payload_runner.transport import AgentStart
+# Nothing else of ours: this process lives beside an agent on every node.
+from payload_runner.launched import die_with_parent, node_from
 
-EX_UNAVAILABLE = 69
+EX_USAGE, EX_UNAVAILABLE = 64, 69
 # Between two probes: soon after something came, then ever less often. A result is to be known
 # within 50 ms; 50 wake-ups a second are under 1 % of a core.
 PAUSE_S = (0.001, 0.02)
@@ -43,12 +42,17 @@ def main(argv: List[str], command: Sequence[str]) -> int:
 
     Returns EX_UNAVAILABLE where there is no MPI.
     """
-    start = AgentStart.parse(argv, os.environ)
+    leader, given = _option(argv, "--leader"), _option(argv, "--node")
+    node = int(given) if given and given.isdigit() else node_from(os.environ)
+    if not leader or node is None:
+        print("payload-runner tunnel: no leader or no node to serve", file=sys.stderr)
+        return EX_USAGE
+    leader = leader.split(",")[0]
     listener = socket.create_server(("127.0.0.1", 0))
     # Rank 0 is on the leader's host; its agent needs no tunnel.
-    near = start.node == 0
-    leader = start.leader if near else (f"127.0.0.1:{listener.getsockname()[1]}",)
-    words = replace(start, leader=leader, transport="tcp").argv()
+    near = leader if node == 0 else f"127.0.0.1:{listener.getsockname()[1]}"
+    # Of an option that comes twice the last counts.
+    words = [*argv, "--transport", "tcp", "--leader", near, "--node", str(node)]
     agent = subprocess.Popen([*command, "agent", *words], preexec_fn=die_with_parent)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: agent.terminate())
@@ -61,8 +65,13 @@ def main(argv: List[str], command: Sequence[str]) -> int:
         agent.wait()
         print(f"payload-runner tunnel: no MPI here: {error}", file=sys.stderr)
         return EX_UNAVAILABLE
-    Tunnel(world, listener, start.leader[0], lambda: agent.poll() is not None).run()
+    Tunnel(world, listener, leader, lambda: agent.poll() is not None).run()
     return agent.wait()
+
+
+def _option(argv: Sequence[str], name: str) -> Optional[str]:
+    places = [at for at, word in enumerate(argv[:-1]) if word == name]
+    return argv[places[-1] + 1] if places else None
 
 
 def _world() -> Any:  # Any: mpi4py's communicator

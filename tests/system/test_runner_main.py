@@ -12,7 +12,7 @@ import pytest
 
 from harvester.spool.runner_archive import build_runner_archive
 from payload_runner import __version__
-from payload_runner.transport import runner_command
+from payload_runner.launched import runner_command
 
 OLD = Path.home() / ".pyenv/versions/3.9.18/bin/python"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -300,3 +301,10 @@ def _cycle(edges: dict[str, set[str]]) -> list[str]:
         return []
 
     return next((cycle for room in sorted(edges) if (cycle := visit(room, []))), [])
+
+
+def test_the_tunnel_takes_next_to_nothing_of_the_runner() -> None:
+    """It lives beside an agent on every node, with MPI's memory on top."""
+    code = "import sys, payload_runner.tunnel; print(*[m for m in sys.modules if 'runner.' in m])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert set(done.stdout.split()) == {"payload_runner.launched", "payload_runner.tunnel"}
