@@ -6,6 +6,7 @@ leader is reached over whatever link ``joining`` finds.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -103,6 +104,7 @@ class Agent:
         self._payloads: Dict[str, Payload] = {}
         self._specs: Dict[str, PayloadSpec] = {}
         self._queue = AgentQueue()
+        self._reaped: Deque[processes.Ended] = deque()
         self._ended: Deque[AttemptEnded] = deque(maxlen=_KEPT_OUTPUTS)
         self._wake: Optional[Wake] = None
         self._incoming = True
@@ -136,6 +138,7 @@ class Agent:
             OSError: the node has no place to work in.
         """
         self._node.workplace.open()
+        gc.freeze()  # what was imported stays; looking through it again and again finds nothing
         processes.become_subreaper()
         guarding = guardian.of_payloads(self._nonce)
         self._node.helpers.add(guarding.pid)
@@ -199,10 +202,12 @@ class Agent:
             self._take(kind, fields)
 
     def _reap(self) -> None:
-        while True:
-            ended = processes.reap_one(self._node.owners)
-            if ended is None:
-                return
+        # All that have ended before anything follows them: what follows may end at once as well,
+        # and the other words of this turn would wait for it.
+        for ended in iter(lambda: processes.reap_one(self._node.owners), None):
+            self._reaped.append(ended)
+        while self._reaped:
+            ended = self._reaped.popleft()
             owner = self._node.owners.get(ended.pid)
             if owner is not None:
                 owner.process_ended(ended.pid, ended.exit)
@@ -276,9 +281,13 @@ class Agent:
     def _note_deadline(self, fields: Fields) -> None:
         self._deadline = self._loop.now() + float(fields.get("remaining_s") or 0.0)
 
-    def _begin(self, order: Order, spec: PayloadSpec, slot: Slot) -> None:
+    def _begin(
+        self, order: Order, spec: PayloadSpec, slot: Slot, *, announced: bool = False
+    ) -> None:
         remaining_s = self._deadline - self._loop.now()
-        payload = Payload(self._node, order, spec, slot, remaining_s, self._payload_ended)
+        payload = Payload(
+            self._node, order, spec, slot, remaining_s, self._payload_ended, announced=announced
+        )
         self._payloads[order.attempt] = payload
         payload.begin()
 
@@ -350,7 +359,8 @@ class Agent:
         order, spec = following
         # The slot is at work again, so nobody waits for this word: it may have company.
         self._say(event.KIND, {**fields, "next": order.attempt}, within_s=GATHER_S)
-        self._begin(order, spec, payload.slot)
+        # The leader makes its start of that word; only what it resumed from it cannot know.
+        self._begin(order, spec, payload.slot, announced=order.checkpoint is None)
 
     def _drain_all(self, outcome: str, reason: str, remaining_s: float) -> None:
         if self._queue:

@@ -100,7 +100,7 @@ def _verdict(left: Leftovers) -> Verdict:
     output = None
     if left.exit.good:
         try:
-            path = left.workdir / left.spec.output_name
+            path = os.path.join(left.workdir, left.spec.output_name)
             output = read_plain(path, OUTPUT_LIMIT_BYTES, within=left.workdir)
             if output is None and left.spec.contract == runhpo.CONTRACT:
                 output = runhpo.output_of(left.workdir, left.workdir / HINT_FILE)

@@ -110,7 +110,9 @@ class Conductor:
         self._slot_seconds = 0.0
         self._busy_slot_seconds = 0.0
         for attempt in history.unfinished():
-            self._settled.end(attempt, _cut_short("the batch system started the job again"))
+            reason = "the batch system started the job again"
+            cut_short = {"state": "preempted", "blame": "site", "reason": reason}
+            self._settled.end(attempt, cut_short)
 
     # --- what is asked ---
 
@@ -215,10 +217,18 @@ class Conductor:
             if self.drain is not None:
                 self._hand_back(self._waiting.withdraw_all(), self.drain.reason)
             return
+        following = str(fields.pop("next", ""))
+        ended = self._live.get(str(fields.get("attempt")))
+        if following and self._queueing.follow(node, ended, following, now):
+            self._dirty = True
+        self._hear(node, kind, fields, now)
+        follower = self._live.get(following)
+        if follower is not None and follower.order.checkpoint is None:
+            self._started(follower, {"attempt": following})
+
+    def _hear(self, node: int, kind: str, fields: Fields, now: float) -> None:
         attempt = str(fields.get("attempt"))
         live = self._live.get(attempt)
-        if "next" in fields and self._queueing.follow(node, live, fields.pop("next"), now):
-            self._dirty = True
         if live is None:
             self._settled.late(attempt, kind, fields)
         elif node not in live.nodes:
@@ -591,7 +601,3 @@ class Conductor:
         self._slot_seconds += passed * self._placement.slots
         self._busy_slot_seconds += passed * self._placement.slots_busy
         self._counted_at = now
-
-
-def _cut_short(reason: str) -> Fields:
-    return {"state": "preempted", "blame": "site", "reason": reason}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, List, Mapping, Sequence, Set, Tuple
+from typing import FrozenSet, List, Mapping, Sequence, Set, Tuple
 
 from payload_runner.placement import Slot
 from payload_runner.protocol import NodeShape
@@ -74,7 +75,8 @@ def given_gpus(promised: NodeShape, environ: Mapping[str, str]) -> Tuple[str, ..
     return (ordered if len(ordered) == len(names) else names)[: promised.gpus]
 
 
-def visible(resources: NodeResources, slot: Slot) -> Dict[str, str]:
+@functools.lru_cache(maxsize=256)  # slots come again and again
+def visible(resources: NodeResources, slot: Slot) -> Mapping[str, str]:
     """The variables that show a payload its GPUs and no others."""
     if not resources.gpus:
         return {}
@@ -85,6 +87,7 @@ def visible(resources: NodeResources, slot: Slot) -> Dict[str, str]:
     }
 
 
+@functools.lru_cache(maxsize=256)
 def gpu_labels(host: str, slot: Slot) -> Tuple[str, ...]:
     """``node:index`` or ``node:index/share`` for each GPU of a slot."""
     return tuple(
@@ -101,6 +104,7 @@ def cores_of(resources: NodeResources, slot: Slot, rank: int = 0, ranks: int = 1
     return frozenset(cores[rank * each : (rank + 1) * each] if each else cores)
 
 
+@functools.lru_cache(maxsize=256)
 def threads_of(resources: NodeResources, slot: Slot) -> int:
     """How many threads a rank should start: its share of cores. 0: nothing to go by."""
     cores = float(len(slot.cores))

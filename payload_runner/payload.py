@@ -69,7 +69,10 @@ class Payload:
         slot: Slot,
         remaining_s: float,
         ended: Callable[[AttemptEnded, AttemptEnded], None],
+        *,
+        announced: bool = False,
     ) -> None:
+        """``announced``: the leader knows already that it begins here."""
         self.order = order
         self.relays_output = spec.relay_output  # also on success
         self._node = node
@@ -92,6 +95,7 @@ class Payload:
         self._awaits_word = False  # who ended it may still be said
         self._seats: Optional[Seats] = None  # while ranks may be launched or run
         self._prepared_as = Prepared()
+        self._announced = announced
         self._said = ""  # by the launcher of its ranks
         self._done = False
 
@@ -141,7 +145,8 @@ class Payload:
     # --- running ---
 
     def _start(self, prepared: Prepared) -> None:
-        self._saver = Saver(self._node, self.order.attempt, prepared.keeper)
+        if prepared.keeper is not None:
+            self._saver = Saver(self._node, self.order.attempt, prepared.keeper)
         self._prepared_as = prepared
         failure = self._spawn()
         if failure is not None:
@@ -154,10 +159,11 @@ class Payload:
     def _announce(self) -> None:
         prepared = self._prepared_as
         self._began = self._loop.now()
-        resumed_from = self.order.checkpoint_of if prepared.resumed else None
-        host = self._node.host
-        labels = gpus.gpu_labels(host, self._slot)
-        self._node.emit(AttemptStarted(self.order.attempt, (host,), labels, resumed_from))
+        if not self._announced:
+            resumed_from = self.order.checkpoint_of if prepared.resumed else None
+            host = self._node.host
+            labels = gpus.gpu_labels(host, self._slot)
+            self._node.emit(AttemptStarted(self.order.attempt, (host,), labels, resumed_from))
         if prepared.note is not None:
             self._saver.refuse(prepared.note)
         self._set_timers()

@@ -88,10 +88,13 @@ def prepare(node: Node, order: Order, spec: PayloadSpec, *, keeps: bool) -> Prep
     """
     if spec.shape.start == "elastic":
         node.workplace.set_aside(order.attempt)  # it may have been on this node before
-    workdir = node.workplace.lay_out(order, spec)
+    node.workplace.lay_out(order, spec)
     rule, note = _checkpoint_rule(order, spec), None
     if rule is not None and order.checkpoint is not None:
         note = _restore(node, order, spec, rule)
+    if rule is None and spec.contract != runhpo.CONTRACT:
+        return Prepared()
+    workdir = node.workplace.directory(order.attempt)
     if spec.contract == runhpo.CONTRACT:
         runhpo.lay_out(order, spec, workdir, _seen_as(spec, workdir))
     if rule is None:
@@ -116,7 +119,7 @@ def command_of(
         BadContainer: the container cannot be run here.
     """
     command = environment.fill_command(spec.command, order.segment)
-    workdir = str(node.workplace.directory(order.attempt))
+    workdir = node.workplace.directory_text(order.attempt)
     variables = environment.of_attempt(
         node.environment_of(spec),
         order,

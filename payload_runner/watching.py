@@ -30,7 +30,7 @@ class MetricsTail:
     def __init__(self, workdir: Path) -> None:
         self.bad_lines = 0
         self.thinned = 0  # reports dropped because newer ones filled the event
-        self._path = workdir / METRICS_LINES_NAME
+        self._path = os.path.join(workdir, METRICS_LINES_NAME)
         self._offset = 0
         self._rest = b""
         self._skipping = False

@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 from pathlib import Path, PurePosixPath
-from typing import Dict, Iterable, List, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Set, Tuple, Union
 
 from payload_runner.commits import Broken, digest, fetch
 from payload_runner.protocol import InputFile, Order, PayloadSpec, SpoolPaths
@@ -37,6 +37,7 @@ class Workplace:
         ``keep``: what payloads left behind stays when this closes.
         """
         self.root = root
+        self._root_text = str(root)
         self.node_local = node_local
         self._spool = spool
         self._keep = keep
@@ -60,6 +61,10 @@ class Workplace:
     def directory(self, attempt: str) -> Path:
         return self.root / attempt
 
+    def directory_text(self, attempt: str) -> str:
+        """As ``directory``; making paths costs more than using them."""
+        return f"{self._root_text}/{attempt}"
+
     def set_aside(self, attempt: str) -> Path:
         """Make room for another working directory of an attempt; where the old one lies now.
 
@@ -77,7 +82,7 @@ class Workplace:
         """Whether ``lay_out`` will not have to read the spool."""
         return all(item.sha256 in self._checked for item in spec.files)
 
-    def lay_out(self, order: Order, spec: PayloadSpec) -> Path:
+    def lay_out(self, order: Order, spec: PayloadSpec) -> None:
         """Make an attempt's working directory with its input files. Safe in any thread.
 
         Raises:
@@ -86,14 +91,12 @@ class Workplace:
         """
         for item in spec.files:
             self._check(item)
-        workdir = self.directory(order.attempt)
-        place = str(workdir)
+        place = self.directory_text(order.attempt)
         os.mkdir(place, 0o700)
         for item in spec.files:
             self._place(item, _target(place, item.name))
         _write(_target(place, spec.training_name), _training_json(spec.training_files), 0o600)
         _write(_target(place, spec.input_name), _encode(order.parameters).encode(), 0o600)
-        return workdir
 
     @property
     def _inputs(self) -> Path:
@@ -167,7 +170,9 @@ def remove_if_plain(directory: Path, likely: Iterable[str] = ()) -> bool:
     return True
 
 
-def read_bounded(path: Path, limit_bytes: int, *, within: Optional[Path] = None) -> Optional[bytes]:
+def read_bounded(
+    path: Union[Path, str], limit_bytes: int, *, within: Optional[Path] = None
+) -> Optional[bytes]:
     """Up to ``limit_bytes`` + 1 bytes of a regular file; None if it is missing or something else.
 
     ``within``: where the file has to lie, whatever links lead to it.
@@ -192,11 +197,11 @@ def read_bounded(path: Path, limit_bytes: int, *, within: Optional[Path] = None)
         os.close(fd)
 
 
-def read_plain(path: Path, limit_bytes: int, *, within: Path) -> Optional[bytes]:
+def read_plain(path: Union[Path, str], limit_bytes: int, *, within: Path) -> Optional[bytes]:
     """As ``read_bounded``, but only what has no entry at all is None: the rest raises OSError."""
     data = read_bounded(path, limit_bytes, within=within)
     if data is None and os.path.lexists(path):
-        raise OSError(errno.EINVAL, f"it is {_kind(path)}, not a plain file")
+        raise OSError(errno.EINVAL, f"it is {_kind(Path(path))}, not a plain file")
     return data
 
 
@@ -225,7 +230,7 @@ def _kind(path: Path) -> str:
 def _refuse_outside(fd: int, directory: Path) -> None:
     # Asked of the open file: a link could be turned between a look at its name and the opening.
     found = os.readlink(f"/proc/self/fd/{fd}")
-    if not found.startswith(os.path.join(_real(directory.parent), directory.name, "")):
+    if not found.startswith(f"{_real(directory.parent)}/{directory.name}/"):
         raise OSError(errno.EXDEV, "it is a link that leaves the working directory")
 
 

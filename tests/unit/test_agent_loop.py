@@ -147,7 +147,8 @@ def test_inputs_are_laid_out(
     place.open()
     spec = PayloadSpec("p", "true", files=(add(spool, "a/b.py", b"x" * size),))
     assert not place.has_inputs(spec)
-    workdir = place.lay_out(Order("1.1.1.1", "1", "1", "p", {"x": 1}), spec)
+    place.lay_out(Order("1.1.1.1", "1", "1", "p", {"x": 1}), spec)
+    workdir = place.directory("1.1.1.1")
     assert place.has_inputs(spec)
     assert (workdir / "a" / "b.py").read_bytes() == b"x" * size
     assert (workdir / "input.json").read_text() == '{"x": 1}'
@@ -164,7 +165,8 @@ def test_node_local_inputs_outlive_the_spools(spool: SpoolPaths, tmp_path: Path)
     spec = PayloadSpec("p", "true", files=(item,))
     place.lay_out(Order("1.1.1.1", "1", "1", "p", 1), spec)
     spool.input(item.sha256).unlink()
-    workdir = place.lay_out(Order("1.2.1.1", "1", "2", "p", 2), spec)
+    place.lay_out(Order("1.2.1.1", "1", "2", "p", 2), spec)
+    workdir = place.directory("1.2.1.1")
     assert (workdir / "big").stat().st_size == 200_000
 
 

@@ -79,6 +79,10 @@ def test_who_follows_has_the_slot_of_who_ended() -> None:
     assert "next" not in desk.of("attempt_ended")[-1]
     assert placement.slots_busy == 2.0
     placement.validate()
+    # Its start is told by that word, behind the end.
+    told = [(kind, fields["attempt"]) for kind, fields in desk.events if "attempt" in fields]
+    assert told[-2:] == [("attempt_ended", "1.2.1.1"), ("attempt_started", "1.4.1.1")]
+    assert desk.of("attempt_started")[-1]["gpus"] == ["n0:1"]
     desk.end(0, "1.3.1.1")
     desk.end(0, "1.4.1.1")
     placement.validate()
