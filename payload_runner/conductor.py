@@ -47,6 +47,7 @@ from payload_runner.queueing import Queueing
 from payload_runner.resizing import Resizing
 from payload_runner.settled import Emit, Settled
 from payload_runner.telling import Telling
+from payload_runner.usage import Usage
 from payload_runner.walltime import stopping_grace
 
 JOIN_GRACE_S = 5.0  # after the first agent, the others are waited for this long before work begins
@@ -106,9 +107,7 @@ class Conductor:
         self._stepped = now
         self._heartbeat_at = now
         self._told_orders = 0
-        self._counted_at = now
-        self._slot_seconds = 0.0
-        self._busy_slot_seconds = 0.0
+        self._usage = Usage(self._placement, now)
         for attempt in history.unfinished():
             reason = "the batch system started the job again"
             cut_short = {"state": "preempted", "blame": "site", "reason": reason}
@@ -266,7 +265,7 @@ class Conductor:
         # An agent that has nothing left to do may leave before it is told to, as its node ends.
         if cut_off or self.drain is None:
             self._emit(NodeLost.KIND, to_fields(NodeLost(host, reason)), urgent=True)
-        self._count(now)
+        self._usage.count(now)
         for live in cut_off:
             if node in live.outstanding():
                 end = AttemptEnded(
@@ -285,7 +284,7 @@ class Conductor:
         """All agents ended at once, but not their nodes, whose hosts are returned by number."""
         for attempt in list(self._live):
             self._give_up(attempt, "preempted", reason, now)
-        self._count(now)
+        self._usage.count(now)
         there = {node: self._hosts.pop(node) for node in self._hosts.keys() - self._gone}
         for node in there:
             self._placement.remove_node(node)
@@ -324,9 +323,9 @@ class Conductor:
         for attempt in list(self._live):
             self._give_up(attempt, outcome, reason, now)
         self._hand_back(self._waiting.withdraw_all(), reason)
-        self._count(now)
+        self._usage.count(now)
         ended = AllocationEnded(
-            reason, round(self._slot_seconds, 3), round(self._busy_slot_seconds, 3)
+            reason, round(self._usage.slot_seconds, 3), round(self._usage.busy_slot_seconds, 3)
         )
         self._emit(AllocationEnded.KIND, to_fields(ended), urgent=True)
 
@@ -434,7 +433,7 @@ class Conductor:
             return
         self._hosts[node] = str(fields.get("host"))
         self._shape = shape
-        self._count(now)
+        self._usage.count(now)
         self._placement.add_node(node, self._hosts[node], shape)
         if self._first_joined is None:
             self._first_joined = now
@@ -480,7 +479,7 @@ class Conductor:
 
     def _ended_on(self, live: Live, node: int, fields: Fields, now: float) -> None:
         attempt = live.order.attempt
-        self._count(now)
+        self._usage.count(now)
         if self._resizing.left(live, node, fields, draining=self.drain is not None):
             self._dirty = True
         elif live.end_on(node, fields) or live.nodes_min is not None:
@@ -498,7 +497,7 @@ class Conductor:
 
     def _finish_attempt(self, live: Live, now: float) -> None:
         attempt = live.order.attempt
-        self._count(now)
+        self._usage.count(now)
         del self._live[attempt]
         self._busy_at = now
         left_s = None if self.drain is not None else self.drain_point() - now
@@ -524,7 +523,7 @@ class Conductor:
         self._stepped = now
         if self.drain is not None:
             return
-        self._count(now)
+        self._usage.count(now)
         self._waiting.release(now)
         remaining_s = self.drain_point() - now
         step = self._placement.step(now, remaining_s)
@@ -583,7 +582,7 @@ class Conductor:
     def _heartbeat(self, now: float) -> None:
         self._heartbeat_at = now + self.plan.heartbeat_s
         self._told_orders = self.orders_read
-        self._count(now)
+        self._usage.count(now)
         word = Heartbeat(
             self.epoch,
             self.orders_read,
@@ -594,10 +593,3 @@ class Conductor:
             round(self._placement.slots_busy, 3),
         )
         self._emit(Heartbeat.KIND, to_fields(word))
-
-    def _count(self, now: float) -> None:
-        """Add up slots over time; called before every change of either."""
-        passed = now - self._counted_at
-        self._slot_seconds += passed * self._placement.slots
-        self._busy_slot_seconds += passed * self._placement.slots_busy
-        self._counted_at = now
