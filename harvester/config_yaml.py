@@ -47,6 +47,12 @@ class Layer:
 class _CoreLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # pyyaml's own
 
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        # The scanner's time grows with the square of the depth: minutes for a file of brackets.
+        if self.flow_level > DEPTH_LIMIT:
+            raise yaml.YAMLError("nested too deeply")
+        super().fetch_flow_collection_start(token_class)
+
 
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),

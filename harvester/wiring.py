@@ -167,6 +167,28 @@ def require_account(site: Site) -> None:
         raise ConfigurationError(Problem(f"site {site.name}", "account", "", expected))
 
 
+def require_own_directories(site: Site) -> None:
+    """Refuse a spool or state directory that is a link, another's, or that others can write to.
+
+    Raises:
+        ConfigurationError: with the command that mends it.
+    """
+    from payload_runner.files import UnsafePath, require_own_dir
+
+    # The spool of a site on another host is not here to be looked at.
+    spool = [] if site.remote is not None else [("spool.path", site.spool)]
+    for key, path in (*spool, ("state_dir", site.state_dir)):
+        try:
+            require_own_dir(path)
+        except UnsafePath as error:
+            expected = f"expected a directory that only you can write to: {error}"
+            raise ConfigurationError(
+                Problem(f"site {site.name}", key, str(path), expected)
+            ) from None
+        except OSError:
+            continue  # whoever opens it says what is wrong with it
+
+
 def require_capabilities(site: Site, batch: BatchSystem) -> None:
     """Refuse what a site file asks for and its batch system cannot do."""
     asked = (
@@ -189,6 +211,7 @@ def make_daemon(
             ``make_central``.
     """
     require_account(site)
+    require_own_directories(site)
     batch = make_batch(site)
     require_capabilities(site, batch)
     from harvester.clock import SystemClock

@@ -191,6 +191,26 @@ def require_private_dir(path: Path) -> None:
         raise UnsafePath(f"{path} is open to other users; run: chmod 700 {path}")
 
 
+def require_own_dir(path: Path) -> None:
+    """Refuse a spool or state directory in which others could put or replace files.
+
+    One that is not there yet is fine: it is made private.
+
+    Raises:
+        UnsafePath: naming the directory and the cure.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise UnsafePath(f"{path} is not a directory (a link does not count); give the real path")
+    if found.st_uid != os.getuid():
+        raise UnsafePath(f"{path} belongs to user id {found.st_uid}, not to you; choose another")
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise UnsafePath(f"{path} can be written by others; run: chmod 700 {path}")
+
+
 def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:

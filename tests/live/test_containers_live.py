@@ -18,7 +18,7 @@ from payload_runner.placement import Slot
 from payload_runner.protocol import Container, Order, PayloadSpec, to_fields
 from payload_runner.replay import find_attempt, replay
 from tests.container_image import FILE, NAME, SEARCHED, Podman, make_root, require
-from tests.node_agent import ATTEMPT, NEXT_ATTEMPT, TAG, AgentProcess, make_plan, processes_of
+from tests.node_agent import ATTEMPT, GOOD, NEXT_ATTEMPT, TAG, AgentProcess, make_plan, processes_of
 from tests.support import wait_until
 
 pytestmark = pytest.mark.live
@@ -104,6 +104,32 @@ def test_hostile_payload_reaches_neither_home_nor_spool_nor_tokens(
     assert "the image can be written" not in told
     assert "home can be written" in told
     assert ended.blame == "point"
+
+
+@pytest.mark.fault("hostile")
+def test_hostile_payload_neither_forges_events_nor_raises_the_epoch_nor_ends_the_agent(
+    agent: AgentProcess, tmp_path: Path, runtime: Runtime
+) -> None:
+    spool = agent.spool.root
+    forged = agent.paths.root / "events.0-forged.log"
+    outside = tmp_path / "outside"
+    claims = agent.spool.leases / "999999"
+    agent.spool.leases.mkdir(parents=True, exist_ok=True)
+    written = " ".join(str(path) for path in (forged, outside, claims, spool / "STOP"))
+    # Charliecloud shares the node's process numbers: the threat model says what that means.
+    kill = "" if runtime.name == "charliecloud" else f"kill -9 {agent.process.pid};"
+    command = (
+        f"for path in {written}; do echo forged >$path; done;"
+        f" ln -s {spool} way; echo forged >way/STOP; {kill} true"
+    )
+
+    ended = agent.run(command, ATTEMPT, container=IMAGE)
+    after = agent.run(GOOD, NEXT_ATTEMPT, container=IMAGE)
+
+    assert ended.blame == "point"
+    assert (after.state, after.loss) == ("succeeded", 0.5)
+    assert agent.process.poll() is None
+    assert not [path for path in (forged, outside, claims, spool / "STOP") if path.exists()]
 
 
 def test_payload_finds_its_files_and_its_result_comes_out(agent: AgentProcess) -> None:
