@@ -11,8 +11,9 @@ import shutil
 import stat
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Set, Tuple
 
 from payload_runner.archives import (
     MAX_FILES,
@@ -98,13 +99,13 @@ def survey(workdir: Path, rule: CheckpointRule) -> Survey:
     entries: List[Entry] = []
     skipped: List[str] = []
     root = os.path.realpath(workdir)
-    seen = set()
+    seen: Set[str] = set()
     for path in rule.paths:
         for name in _walk(workdir, relative_name(path)):
             if name in seen:  # rules may overlap
                 continue
             seen.add(name)
-            if len(entries) >= MAX_FILES:
+            if len(seen) > MAX_FILES:
                 raise Refused(f"checkpoint {path}: more than {MAX_FILES} files; save fewer")
             _look(workdir, root, name, entries, skipped)
     sizes = {entry.name: entry.found.st_size for entry in entries if entry.kind == "f"}
@@ -314,7 +315,9 @@ def _walk(workdir: Path, name: str) -> Iterator[str]:
     while waiting:
         folder = waiting.pop()
         try:
-            items = sorted(os.scandir(workdir / folder), key=lambda item: item.name)
+            with os.scandir(workdir / folder) as found:
+                # One more than may be: a million would not fit into an agent's memory.
+                items = sorted(islice(found, MAX_FILES + 1), key=lambda item: item.name)
         except FileNotFoundError:  # removed meanwhile
             continue
         for item in items:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 from dataclasses import replace
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
@@ -44,7 +43,7 @@ from payload_runner.protocol import (
 from payload_runner.relaying import HINT_FILE, Reporter, Saver
 from payload_runner.seats import Play, Seat, Seats, address_of
 from payload_runner.stopping import Stop, Times, over_memory, over_time, plan_stop, verdict_of
-from payload_runner.workplace import remove_if_plain, usual_files
+from payload_runner.workplace import remove_if_plain, remove_tree, usual_files
 
 STOP_FILE = ".harvester-stop"  # client.py looks for it
 MEMORY_LOOK_S = 1.0
@@ -494,7 +493,7 @@ class Payload:
         if not remove_if_plain(workdir, usual_files(self._spec)):
             # A node may be lent to the same payload again before the thread gets there.
             aside = self._node.workplace.set_aside(self.order.attempt)
-            self._loop.worker.submit(lambda: shutil.rmtree(aside, ignore_errors=True), _nothing)
+            self._loop.worker.submit(lambda: remove_tree(aside), _nothing)
 
     def _event(self, found: Collected) -> AttemptEnded:
         verdict = verdict_of(found.verdict, self._stop)

@@ -21,6 +21,8 @@ from payload_runner.commits import Broken, digest, fetch
 from payload_runner.protocol import InputFile, Order, PayloadSpec, SpoolPaths
 
 _IN_MEMORY_BYTES = 64 * 1024
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BATCH = 10_000  # names of a directory that are read at a time
 _PLAIN_FILES = 16  # so many are removed faster than a thread is woken
 _FIRST_READ_BYTES = 16 * 1024  # what nearly every file fits in
 _IN_MEMORY_TOTAL = 2 * 1024 * 1024
@@ -144,6 +146,43 @@ def usual_files(spec: PayloadSpec) -> List[str]:
     names += [spec.training_name, spec.input_name, spec.output_name]
     # What lies deeper may be reached through a link of the payload's by now.
     return [name for name in names if "/" not in name]
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory with all that can be removed in it; a million files are fine.
+
+    ``shutil.rmtree`` reads each directory whole, which an agent's memory does not bear.
+    """
+    try:
+        fd = os.open(directory, _DIRECTORY)
+        try:
+            _empty(fd)
+        finally:
+            os.close(fd)
+        os.rmdir(directory)
+    except (OSError, RecursionError):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _empty(fd: int) -> None:
+    while True:
+        with os.scandir(fd) as items:
+            batch = [
+                (item.name, item.is_dir(follow_symlinks=False))
+                for item in itertools.islice(items, _BATCH)
+            ]
+        for name, is_directory in batch:
+            if not is_directory:
+                os.unlink(name, dir_fd=fd)
+                continue
+            below = os.open(name, _DIRECTORY, dir_fd=fd)
+            try:
+                _empty(below)
+            finally:
+                os.close(below)
+            os.rmdir(name, dir_fd=fd)
+        if not batch:
+            return
 
 
 def remove_if_plain(directory: Path, likely: Iterable[str] = ()) -> bool:

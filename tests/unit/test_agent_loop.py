@@ -17,6 +17,7 @@ from payload_runner.workplace import (
     Workplace,
     read_bounded,
     remove_if_plain,
+    remove_tree,
     usage_bytes,
     usual_files,
 )
@@ -227,6 +228,21 @@ def test_only_files_of_the_directory_itself_are_likely() -> None:
     files = (InputFile("train.py", "0" * 64, 1), InputFile("lib/model.py", "1" * 64, 1))
     spec = PayloadSpec("p", "true", files=files)
     assert usual_files(spec) == ["train.py", "input_ds.json", "input.json", "output.json"]
+
+
+def test_trees_go_whole_and_links_out_of_them_are_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    tree = tmp_path / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    for number in range(10_050):
+        (tree / "a" / str(number)).touch()
+    (tree / "out").symlink_to(kept)
+    remove_tree(tree)
+    remove_tree(tree)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "file").exists()
 
 
 def test_usage_counts_what_is_on_the_disk(tmp_path: Path) -> None:
