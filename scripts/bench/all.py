@@ -51,6 +51,7 @@ def main() -> int:
         _throughput(options.points, options.width),
         *_peers(options.peers, options.points, options.width),
         _runner(options.points, options.width),
+        _metadata(points=options.points, width=options.width),
         _latency(),
         _footprint(),
         _startup(),
@@ -71,6 +72,13 @@ def _runner(points: int, width: int) -> Line:
     if isinstance(found, str):
         return Line("runner alone", found)
     return Line("runner alone", _named(found, RUNNER_KEYS))
+
+
+def _metadata(points: int, width: int) -> Line:
+    found = _json("metadata", f"--points={points}", f"--width={width}")
+    if isinstance(found, str):
+        return Line("spool metadata", found)
+    return Line("spool metadata", f"{found['per_payload']} operations a payload")
 
 
 def _latency() -> Line:
