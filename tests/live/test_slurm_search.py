@@ -64,9 +64,9 @@ def test_payload_that_the_walltime_cuts_goes_on_in_the_next_allocation(
     slurm_cluster: SlurmCluster, ordinary: Account
 ) -> None:
     with Search(
-        slurm_cluster, ordinary, nodes="1", jobs=1, walltime="00:01:00", drain_margin="40s"
+        slurm_cluster, ordinary, nodes="1", jobs=1, walltime="00:01:00", drain_margin="25s"
     ) as search:
-        search.start(2, seconds=25)
+        search.start(2, seconds=40)
         books = search.finish()
 
         books.check(2)

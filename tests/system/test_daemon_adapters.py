@@ -24,7 +24,7 @@ from harvester.batch.port import BatchJob, BatchSystem, JobEnd, JobState, Observ
 from harvester.batch.slurm import Slurm
 from harvester.daemon import Daemon
 from harvester.effects import InlineEffects
-from harvester.model import AllocationState, JobId, Tag
+from harvester.model import AllocationState, BackfillWindow, JobId, Tag
 from harvester.planning.planner import plan
 from harvester.simulation.crashes import Crash
 from harvester.simulation.world import World
@@ -71,6 +71,12 @@ class DeadlyBatch:
 
     def render(self, job: BatchJob) -> str:
         return self.batch.render(job)
+
+    def backfill_windows(self) -> tuple[BackfillWindow, ...]:
+        return self.batch.backfill_windows()
+
+    def release(self, jobs: Sequence[JobId]) -> None:
+        self.batch.release(jobs)
 
     def submit(self, job: BatchJob, script: Path) -> JobId:
         job = replace(
