@@ -8,6 +8,7 @@ that was changed in one of them, with a right checksum or not, shows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from harvester.errors import StorageUnavailable
 from harvester.model import RecordRef
 from harvester.spool.intake import read_now
 from harvester.spool.ledger import ledgers
+from harvester.spool.snapshots import fetch_sound
+from harvester.store.snapshots import settled_in
 from payload_runner.files import Files
 from payload_runner.logfile import MAX_RECORD_BYTES, Fields, Record, decode_line, encode_record
 from payload_runner.protocol import BadRecord, from_fields
@@ -31,6 +34,7 @@ _AGREE = ("attempt", "state", "loss")
 class Entry:
     """A delivered attempt and what vouches for it.
 
+    ``judged`` and ``delivered`` are records of ledgers, or the snapshot that holds what they said.
     ``doubt`` is None where its outcome is proven, else what is wrong, in a sentence. ``event`` is
     None for outcomes that the harvester itself decided (lost, never started): those have no loss.
     """
@@ -43,6 +47,7 @@ class Entry:
     event: RecordRef | None
     judged: RecordRef | None
     delivered: RecordRef
+    retired: bool = False  # its event left the spool after the retention: the books alone vouch
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +77,20 @@ class _Books:
     judged: dict[str, tuple[Fields, RecordRef]] = field(default_factory=dict)
     delivered: dict[str, RecordRef] = field(default_factory=dict)
     damaged: Counter[str] = field(default_factory=Counter)
+    discarded: set[str] = field(default_factory=set)  # tags whose directories left the spool
 
 
-def audit(files: Files, spool: Path, state_dir: Path, task: str) -> Report | None:
+def audit(files: Files, spool: Path, state_dir: Path, task: str, scratch: Path) -> Report | None:
     """Audit what was delivered of a task; None where no ledger knows the task. Only reads.
+
+    ``scratch``: a directory on a local disk for a copy of the newest snapshot.
 
     Raises:
         StorageUnavailable: a ledger cannot be read. (An event log that cannot is a doubt.)
     """
     if not files.exists(state_dir):
         return None
-    books = _read_books(files, state_dir, task)
+    books = _read_books(files, state_dir, task, scratch)
     if not books.leased and not books.delivered:
         return None
     entries = [_entry(files, spool, books, attempt) for attempt in books.delivered]
@@ -126,8 +134,19 @@ def _difference(entry: Entry, told: Mapping[str, Any] | None) -> str | None:
     return None
 
 
-def _read_books(files: Files, state_dir: Path, task: str) -> _Books:
+def _read_books(files: Files, state_dir: Path, task: str, scratch: Path) -> _Books:
     books = _Books()
+    copy = scratch / "snapshot.copy"
+    with contextlib.closing(fetch_sound(files, state_dir, copy)) as found:
+        for snapshot in found:
+            ref = RecordRef(snapshot.path.name, 0, snapshot.sha256)
+            settled, gone = settled_in(copy, task)
+            books.discarded |= gone
+            books.leased += len(settled)
+            for attempt, summary in settled.items():
+                books.judged[attempt] = (summary, ref)
+                books.delivered[attempt] = ref
+            break
     for name, record, gaps in _records(files, state_dir):
         books.damaged[name] += gaps
         if record is not None:
@@ -153,6 +172,8 @@ def _book(books: _Books, task: str, name: str, record: Record) -> None:
         books.leased += 1
     elif record.kind == "judged" and _is_of(str(fields["attempt"]), task):
         books.judged[str(fields["attempt"])] = (fields["summary"], _ref(name, record))
+    elif record.kind == "discarding":
+        books.discarded.update(fields["tags"])
     elif record.kind == "delivered":
         for attempt, verdict, _ in fields["receipts"]:
             if verdict != "refused" and _is_of(attempt, task):
@@ -181,6 +202,8 @@ def _entry(files: Files, spool: Path, books: _Books, attempt: str) -> Entry:
         event = from_fields(RecordRef, named)
     except BadRecord as error:
         return replace(entry, doubt=f"the ledger names its event wrongly: {error}")
+    if summary.get("tag") in books.discarded:
+        return replace(entry, event=event, retired=True)
     doubt = _doubt(files, spool, event, {"attempt": attempt, **summary})
     return replace(entry, event=event, doubt=doubt)
 

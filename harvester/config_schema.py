@@ -158,6 +158,7 @@ class SpoolKeys(_Part):
 
     path: Directory | None = None
     filesystem: Literal["shared", "local"] = "shared"
+    retention: Annotated[Duration, Field(ge=86400.0)] = 30 * 86400.0
 
 
 class StateKeys(_Part):
@@ -165,6 +166,7 @@ class StateKeys(_Part):
 
     dir: Directory | None = None
     index: Directory | None = None
+    roll_size: Annotated[Size, Field(ge=1_000_000)] = 64 * 1024 * 1024
 
 
 class NodeKeys(_Part):

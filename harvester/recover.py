@@ -6,6 +6,7 @@ so that a rebuilt index equals the one that was lost.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from harvester.model import Tag
 from harvester.spool.intake import read_until
 from harvester.spool.ledger import ledgers
 from harvester.spool.orderlog import order_log_epochs, order_log_name
+from harvester.spool.snapshots import fetch_sound
 from harvester.store import Store
+from harvester.store.snapshots import fill_from
 from payload_runner.files import Files
 from payload_runner.logfile import Batch, Record
 from payload_runner.protocol import BadRecord, SpoolPaths
@@ -55,13 +58,19 @@ def open_store(sources: Sources, index: Path, spool_id: str) -> Store:
 
 
 def rebuild(sources: Sources, index: Path, spool_id: str) -> Store:
-    """A new index from ledger, order logs and event logs; what lay at ``index`` is dropped.
+    """A new index from snapshot, ledgers, order and event logs; what lay at ``index`` is dropped.
 
     Raises:
         StorageUnavailable: state directory, spool or the index's disk refuses.
     """
     store = Store.create(index, spool_id)
-    # One transaction for all: a rebuild that is cut short leaves an empty index, not half a one.
+    copy = index.with_name(f"{index.name}.copy")
+    with contextlib.closing(fetch_sound(sources.files, sources.state_dir, copy)) as found:
+        for snapshot in found:
+            if fill_from(store, copy, spool_id):
+                log.info("Start from a snapshot. path=%s", snapshot.path)
+                break
+    # One transaction: a rebuild that is cut short leaves an index that lags, not half a one.
     with store.transaction():
         catch_up(sources, store)
     log.info(

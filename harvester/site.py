@@ -150,8 +150,10 @@ class Site:
     queues: tuple[Queue, ...]
     spool: Path
     filesystem: str = "shared"  # shared | local
+    retention_s: float = 30 * 86400.0  # of what has ended and is delivered, in spool and books
     state_dir: Path = Path()
     index: Path = Path()  # SQLite, on a disk local to the login node
+    roll_bytes: int = 64 * 1024 * 1024  # after which a ledger goes on in another file
     description: str = ""
     account: str = ""
     requeue: bool = False  # by the batch system, after a preemption or the loss of a node

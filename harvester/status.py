@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from dataclasses import asdict
 from typing import Any
 
 from harvester.clock import iso
@@ -46,6 +47,7 @@ def build_status(
         ],
         "delivery": _delivery(desk, now),
         "points": [_point(running) for running in desk.store.attempts.running(POINTS_SHOWN)],
+        "space": None if desk.space is None else asdict(desk.space),
         "log_gaps": desk.store.counted("log_gaps"),
         "others": _others(desk),
         "windows": _windows(desk),

@@ -72,6 +72,12 @@ class Files(Protocol):
     def remove(self, path: Path) -> None:
         """Remove one file; a missing one is fine."""
 
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory with all in it, following no links; a missing one is fine.
+
+        Cut short it leaves some of it; calling it again removes the rest.
+        """
+
 
 class _RealAppendFile:
     def __init__(self, fd: int) -> None:
@@ -162,6 +168,12 @@ class RealFiles:
     def remove(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+    def remove_tree(self, path: Path) -> None:
+        import shutil  # not at the start of every runner
+
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def sync_dir(path: Path) -> None:

@@ -150,6 +150,14 @@ def _remove(files: Files, path: Path, root: Path, head: Mapping[str, Any], body:
     files.remove(path)
 
 
+def _remove_tree(
+    files: Files, path: Path, root: Path, head: Mapping[str, Any], body: bytes
+) -> None:
+    if path == root:
+        raise PermissionError(errno.EPERM, "the spool itself is not removed")
+    files.remove_tree(path)
+
+
 _OPERATIONS: Mapping[str, Callable[[Files, Path, Path, Mapping[str, Any], bytes], object]] = {
     "append": _append,
     "create": _create,
@@ -159,6 +167,7 @@ _OPERATIONS: Mapping[str, Callable[[Files, Path, Path, Mapping[str, Any], bytes]
     "make_dir": _make_dir,
     "read": _read,
     "remove": _remove,
+    "remove_tree": _remove_tree,
     "rename": _rename,
     "replace": _replace,
 }

@@ -33,6 +33,8 @@ def audit(
     offset, SHA-256), and compares the losses of all of them with the central service's. Reads only,
     also beside a running daemon. Exit code 0: all is proven; 1: something is not.
     """
+    import tempfile
+
     from harvester.audit import audit as audit_task
     from harvester.audit import compare
     from harvester.config import load_site
@@ -41,7 +43,10 @@ def audit(
     from harvester.wiring import make_files
 
     loaded = load_site(site, os.environ)
-    report = audit_task(make_files(loaded), loaded.spool, loaded.state_dir, task_id)
+    with tempfile.TemporaryDirectory(prefix="harvester-audit-") as scratch:
+        report = audit_task(
+            make_files(loaded), loaded.spool, loaded.state_dir, task_id, Path(scratch)
+        )
     if report is None:
         raise NotFound(
             f"the ledger of site {loaded.name} ({loaded.state_dir}) has no task {task_id}"

@@ -41,6 +41,18 @@ class Windows:
     found: tuple[BackfillWindow, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What spool and books take, in bytes; None: not known here."""
+
+    index_bytes: int | None
+    ledger_bytes: int  # of the ledgers in the state directory
+    log_bytes: int  # of orders and events
+    allocations: int  # ended, with a directory in the spool
+    spool_free_bytes: int | None
+    state_free_bytes: int | None
+
+
 @dataclass(slots=True, kw_only=True)
 class Desk:
     """Everything a step works with. Steps read and write it in the tick's thread only."""
@@ -71,6 +83,7 @@ class Desk:
     submitting: set[Tag] = field(default_factory=set)  # submissions that have not come back
     cancelling: set[Tag] = field(default_factory=set)
     waiting_for: Mapping[str, str] = field(default_factory=dict)  # tag -> why its job waits
+    space: Space | None = None  # as it was last looked at
     orphans: int = 0  # jobs with a tag of this spool that the ledger does not know
     # Queue -> queued and running jobs, not ours: of this user, and of all members of the project.
     other_jobs: Mapping[str, tuple[int, int]] = field(default_factory=dict)

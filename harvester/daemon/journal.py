@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from harvester import recover
 from harvester.errors import StorageUnavailable
 from harvester.fold.logs import apply_ledger_records, apply_order_records
-from harvester.spool.durable import DurableLog
+from harvester.spool.ledger import Ledger, LedgerNumber
 from harvester.spool.orderlog import OrderLogs, order_log_name
 from harvester.store import Store
 from payload_runner.logfile import Fields
@@ -18,7 +18,7 @@ class Journal:
     """Couples the logs that we write with the index."""
 
     def __init__(
-        self, ledger: DurableLog, orders: OrderLogs, store: Store, sources: recover.Sources
+        self, ledger: Ledger, orders: OrderLogs, store: Store, sources: recover.Sources
     ) -> None:
         self._ledger = ledger
         self._orders = orders
@@ -55,8 +55,17 @@ class Journal:
         if not records:
             return False
         with self._reread_on_failure():
-            apply_ledger_records(self._store, self._ledger.path.name, records, self._ledger.size)
+            apply_ledger_records(self._store, self._ledger.name, records, self._ledger.size)
+            rolled = self._ledger.roll()
+            if rolled is not None:
+                apply_ledger_records(self._store, *rolled)
+                self._urgent = True  # its successor's first record
         return True
+
+    @property
+    def ledger_number(self) -> LedgerNumber:
+        """Epoch and part of the ledger that is written now."""
+        return self._ledger.number
 
     def commit_orders(self) -> bool:
         """Make orders durable, then true; False if there were none. Raises as ``commit``."""

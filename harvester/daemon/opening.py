@@ -24,7 +24,7 @@ from harvester.lease import Lease
 from harvester.model import AllocationState
 from harvester.site import Site
 from harvester.spool.intake import EventLogs
-from harvester.spool.ledger import ledger_path, open_ledger
+from harvester.spool.ledger import Ledger
 from harvester.spool.orderlog import OrderLogs, order_log_name
 from harvester.spool.runner_archive import ensure_runner_archive
 from harvester.spool.spooldir import prepare_spool
@@ -96,14 +96,15 @@ def take_in_hand(
     open_store = recover.rebuild if rebuild else recover.open_store
     store = open_store(sources, site.index, grounds.spool_id)
     orders = OrderLogs(files, spool, clock, epoch=epoch, spool_id=grounds.spool_id, by=by)
-    ledger = open_ledger(
+    ledger = Ledger(
         files,
         site.state_dir,
         clock,
         epoch=epoch,
         spool_id=grounds.spool_id,
         by=by,
-        position=store.positions.get(ledger_path(site.state_dir, epoch).name),
+        position_of=store.positions.get,
+        roll_bytes=site.roll_bytes,
     )
     desk = Desk(
         site=site,

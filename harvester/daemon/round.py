@@ -16,6 +16,7 @@ from harvester.daemon.deliver import Deliver
 from harvester.daemon.desk import Desk, Step
 from harvester.daemon.events import TakeEvents
 from harvester.daemon.inputs import FetchInputs
+from harvester.daemon.keeping import Keep
 from harvester.daemon.plan_step import MakePlan
 from harvester.daemon.points import LeasePoints
 from harvester.daemon.settle import Settle
@@ -74,6 +75,7 @@ class Round:
             windows,
             submit,
             Deliver(desk, points),
+            Keep(desk),
         )
         self._owners = {kind: step for step in self._steps for kind in step.effects}
         self._ended: deque[Finished] = deque()  # came back, not taken yet

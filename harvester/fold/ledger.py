@@ -262,6 +262,22 @@ def _uploaded(store: Store, at: float, fields: Fields) -> None:
     store.attempts.change(fields["attempt"], {"uploads": 0})
 
 
+def _discarding(store: Store, at: float, fields: Fields) -> None:
+    """Its logs and files go: nothing may be looked for there any more."""
+    del at
+    for tag in fields["tags"]:
+        store.allocations.change(tag, {"discard": 1})
+        store.attempts.drop_saved(tag)
+        store.positions.forget(f"allocations/{tag}/")
+
+
+def _discarded(store: Store, at: float, fields: Fields) -> None:
+    del at
+    for tag in fields["tags"]:
+        store.allocations.change(tag, {"discard": 2})
+    store.leases.forget_settled(fields["before"])
+
+
 _APPLY: dict[str, Callable[[Store, float, Fields], None]] = {
     "open": _nothing,
     "read": _nothing,
@@ -287,4 +303,7 @@ _APPLY: dict[str, Callable[[Store, float, Fields], None]] = {
     "delivering": _delivering,
     "delivered": _delivered,
     "uploaded": _uploaded,
+    "discarding": _discarding,
+    "discarded": _discarded,
+    "continued": _nothing,
 }

@@ -63,6 +63,9 @@ class RemoteFiles:
     def remove(self, path: Path) -> None:
         self._ask("remove", path)
 
+    def remove_tree(self, path: Path) -> None:
+        self._ask("remove_tree", path)
+
     def _create(self, op: str, path: Path, data: bytes) -> None:
         try:
             self._ask(op, path, data)
@@ -168,6 +171,10 @@ class SiteFiles:
     def remove(self, path: Path) -> None:
         files, path = self._place(path)
         files.remove(path)
+
+    def remove_tree(self, path: Path) -> None:
+        files, path = self._place(path)
+        files.remove_tree(path)
 
     def _place(self, path: Path) -> tuple[Files, Path]:
         if path == self._status:

@@ -93,6 +93,9 @@ class CrashingFiles:
     def remove(self, path: Path) -> None:
         self._point.around(f"remove {path.name}", lambda: self._files.remove(path))
 
+    def remove_tree(self, path: Path) -> None:
+        self._point.around(f"remove tree {path.name}", lambda: self._files.remove_tree(path))
+
 
 class _CrashingAppendFile:
     def __init__(self, file: AppendFile, path: Path, point: CrashPoint) -> None:

@@ -121,6 +121,15 @@ class SharedDisk:
         found = self._directories.get(path)
         return found is not None and (found[0] == host or found[1] <= self.horizon())
 
+    def remove_tree(self, path: Path) -> None:
+        """Forget a directory with all in it, for every host at once."""
+        for inside in [name for name in self._newest if path in name.parents]:
+            del self._newest[inside]
+        for inside in [name for name in self._directories if path in (name, *name.parents)]:
+            del self._directories[inside]
+            self._names.pop(inside, None)
+        self._names.get(path.parent, set()).discard(path.name)
+
     def names(self, path: Path) -> Iterable[str]:
         """Every name that ever was in a directory."""
         return self._names.get(path, ())
@@ -187,6 +196,10 @@ class MemoryFiles:
         if self.disk.newest(path) is not None:
             self.disk.change("remove", path)
             self.disk.put(self._host, path, None, synced=True)
+
+    def remove_tree(self, path: Path) -> None:
+        self.disk.change("remove", path)
+        self.disk.remove_tree(path)
 
     def _refuse_existing(self, path: Path) -> None:
         if self.disk.newest(path) is not None:

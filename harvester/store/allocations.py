@@ -157,6 +157,20 @@ class Allocations:
         """Those that ended at or after an instant, newest first."""
         return self._select("state = 'ended' AND ended_at >= ? ORDER BY ended_at DESC", (instant,))
 
+    def kept(self, before: float) -> tuple[Tag, ...]:
+        """Those that ended before an instant and whose directories are kept, oldest first."""
+        rows = self._connection.execute(
+            "SELECT tag FROM allocations WHERE state = 'ended' AND discard = 0 AND ended_at < ?"
+            " ORDER BY ended_at",
+            (before,),
+        )
+        return tuple(Tag(row[0]) for row in rows)
+
+    def leaving(self) -> tuple[Tag, ...]:
+        """Those whose directories are to be removed and are not known to be gone."""
+        rows = self._connection.execute("SELECT tag FROM allocations WHERE discard = 1")
+        return tuple(Tag(row[0]) for row in rows)
+
     def newest(self, limit: int) -> tuple[AllocationRow, ...]:
         """The newest allocations, oldest of them first."""
         found = self._select(f"1 ORDER BY planned_at DESC, tag DESC LIMIT {limit:d}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +204,28 @@ class Attempts:
             "SELECT saved FROM attempts WHERE attempt = ?", (attempt,)
         ).fetchone()
         return _load(row[0])
+
+    def drop_saved(self, tag: Tag) -> None:
+        """The checkpoints of attempts that ran in an allocation are no more."""
+        self._connection.execute(
+            "UPDATE attempts SET saved = NULL WHERE tag = ? AND started_at IS NOT NULL", (tag,)
+        )
+
+    def needing(self) -> Iterator[tuple[Tag | None, FileRef | None, FileRef | None]]:
+        """Allocation, start and newest checkpoint of each attempt whose lease is open, or which is
+        not judged or not delivered: what lies there is still needed.
+        """
+        for where in (
+            f"judged = 0 AND NOT {_LIVE}",
+            "judged = 1 AND delivered < 2",
+            _LIVE,
+            "lease IN (SELECT lease FROM leases WHERE closed = 0)",
+        ):
+            rows = self._connection.execute(
+                f"SELECT tag, checkpoint, saved FROM attempts WHERE {where}"
+            )
+            for tag, checkpoint, saved in rows:
+                yield tag, _load(checkpoint), _load(saved)
 
     def saved_before(self, task: TaskId, point: PointId) -> tuple[AttemptId, FileRef] | None:
         """The checkpoint that the newest attempt at a point left, under whatever lease.

@@ -76,6 +76,11 @@ class Store:
             raise StorageUnavailable(f"the index {path}: {error}") from error
         return cls(connection)
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The one connection, for what concerns all tables at once."""
+        return self._connection
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; nested ones join the outer.

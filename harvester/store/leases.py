@@ -183,6 +183,31 @@ class Leases:
         """The service wants a point stopped: ``pruned`` or ``cancelled``."""
         self._connection.execute("UPDATE leases SET stop = ? WHERE lease = ?", (why, lease))
 
+    def forget_settled(self, before: float) -> None:
+        """Forget closed leases with all that is known of their attempts.
+
+        Only those whose attempts are all delivered, have ended before that instant, and ran in
+        allocations whose directories are gone. Of the requests that were answered the newest stays,
+        for its number.
+        """
+        gone = self._connection.execute(
+            "SELECT lease FROM leases l WHERE closed = 1 AND NOT EXISTS (SELECT 1 FROM attempts a"
+            " LEFT JOIN allocations b ON b.tag = a.tag WHERE a.lease = l.lease AND (a.delivered < 2"
+            " OR b.discard < 2 OR coalesce(a.ended_at, ?1) >= ?1))",
+            (before,),
+        ).fetchall()
+        of_lease = "(SELECT attempt FROM attempts WHERE lease = ?)"
+        for statement in (
+            f"DELETE FROM reports WHERE attempt IN {of_lease}",
+            f"DELETE FROM history WHERE name IN {of_lease}",
+            "DELETE FROM attempts WHERE lease = ?",
+            "DELETE FROM leases WHERE lease = ?",
+        ):
+            self._connection.executemany(statement, gone)
+        self._connection.execute(
+            "DELETE FROM asks WHERE answered = 1 AND rowid < (SELECT max(rowid) FROM asks)"
+        )
+
     def settle(self, lease: LeaseId, attempt: AttemptId) -> None:
         """An attempt is the lease's outcome; the first one stays it."""
         self._connection.execute(

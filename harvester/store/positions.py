@@ -77,6 +77,21 @@ class Positions:
             )
         )
 
+    def forget(self, prefix: str) -> None:
+        """Forget all logs whose names begin so: they are gone."""
+        after = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        self._connection.execute(
+            "DELETE FROM positions WHERE log >= ? AND log < ?", (prefix, after)
+        )
+
+    def total(self, prefix: str) -> int:
+        """Bytes read of all logs whose names begin so."""
+        row = self._connection.execute(
+            "SELECT coalesce(sum(offset), 0) FROM positions WHERE substr(log, 1, ?) = ?",
+            (len(prefix), prefix),
+        ).fetchone()
+        return int(row[0])
+
     def incomplete(self) -> tuple[tuple[str, Position], ...]:
         """The logs that miss records."""
         rows = self._connection.execute("SELECT log FROM positions WHERE missing != '[]'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = "8"
+VERSION = "9"
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -134,12 +134,15 @@ CREATE TABLE allocations (
     end_reason TEXT,
     end_blame TEXT,
     end_said_at REAL,
-    joined INTEGER NOT NULL DEFAULT 0 -- a user's own job: not ours to cancel
+    joined INTEGER NOT NULL DEFAULT 0, -- a user's own job: not ours to cancel
+    discard INTEGER NOT NULL DEFAULT 0 -- its directory in the spool: 0 kept, 1 is to go, 2 gone
 ) WITHOUT ROWID;
 CREATE INDEX live_allocations ON allocations (tag) WHERE state != 'ended';
 
 CREATE INDEX planned_allocations ON allocations (planned_at, tag);
 CREATE INDEX ended_allocations ON allocations (ended_at) WHERE state = 'ended';
+CREATE INDEX kept_allocations ON allocations (ended_at) WHERE state = 'ended' AND discard = 0;
+CREATE INDEX leaving_allocations ON allocations (tag) WHERE discard = 1;
 
 CREATE TABLE history (
     id INTEGER PRIMARY KEY,

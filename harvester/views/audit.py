@@ -23,14 +23,21 @@ def audit_screen(report: Json) -> str:
     doubtful = [entry for entry in report["entries"] if entry["doubt"]]
     proven = len(report["entries"]) - len(doubtful)
     losses = sum(entry["loss"] is not None and not entry["doubt"] for entry in report["entries"])
+    retired = sum(entry["retired"] for entry in report["entries"])
     lines = [
         f"Task {clean(report['task'])}: {proven} of {len(report['entries'])} delivered outcomes "
         f"proven ({losses} with a loss), {report['waiting']} not delivered yet."
     ]
+    if retired:
+        lines.append(f"For {retired} the books alone vouch: their logs left the spool in time.")
     if report["central"] is None:
         lines.append("Not compared with the central service.")
     else:
-        others = f" ({report['strangers']} of other harvesters)" if report["strangers"] else ""
+        others = (
+            f" ({report['strangers']} of other harvesters, or forgotten here)"
+            if report["strangers"]
+            else ""
+        )
         lines.append(f"The central service has {report['central']} attempts{others}.")
     lines += [
         f"{clean(log)} has {count} unreadable stretches."

@@ -160,8 +160,28 @@ def _figures(state: SiteState, status: Json) -> Iterator[str]:
         f"{number(budgets.get('submissions_allowed'))} an hour, "
         f"breaker {clean(budgets.get('breaker', 'unknown'))}"
     )
+    if space := status.get("space"):
+        free = ", ".join(
+            f"{name} {_bytes(space.get(f'{name}_free_bytes'))}" for name in ("spool", "state")
+        )
+        yield (
+            f"  Space: books {_bytes(space.get('ledger_bytes'))}, index "
+            f"{_bytes(space.get('index_bytes'))}, logs {_bytes(space.get('log_bytes'))} of "
+            f"{number(space.get('allocations'))} ended; free: {free}"
+        )
     if status.get("log_gaps"):
         yield f"  Logs: {status['log_gaps']} unreadable stretches were asked for again"
+
+
+def _bytes(value: object) -> str:
+    """A size for people."""
+    if not isinstance(value, (int, float)):
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{number(value, 3)} {unit}"
+        value /= 1000
+    return f"{number(value, 3)} TB"
 
 
 def _slots(item: Json) -> str:

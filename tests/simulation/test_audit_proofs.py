@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> World:
 
 def report_of(world: World) -> Report:
     site = world.scenario.site
-    report = audit(world.login, site.spool, site.state_dir, world.central.task)
+    report = audit(world.login, site.spool, site.state_dir, world.central.task, site.index.parent)
     assert report is not None
     return report
 
@@ -162,7 +162,7 @@ def test_an_event_named_outside_the_spool_is_not_read(world: World) -> None:
 
 def test_a_task_that_no_ledger_knows_is_none(world: World) -> None:
     site = world.scenario.site
-    assert audit(world.login, site.spool, site.state_dir, "99") is None
+    assert audit(world.login, site.spool, site.state_dir, "99", site.index.parent) is None
 
 
 def test_the_report_is_json(world: World) -> None:

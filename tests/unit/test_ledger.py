@@ -9,7 +9,7 @@ import pytest
 from harvester.clock import FakeClock
 from harvester.errors import StorageUnavailable
 from harvester.spool.durable import DurableLog
-from harvester.spool.ledger import ledger_epochs, ledger_path, open_ledger
+from harvester.spool.ledger import Ledger, ledger_number, ledger_path, ledgers
 from harvester.store.positions import Position
 from payload_runner.files import AppendFile, RealFiles
 from payload_runner.logfile import LogReader
@@ -82,15 +82,8 @@ def test_an_epochs_ledger_is_continued_and_its_numbers_go_on(tmp_path: Path) -> 
     for run in range(2):
         path = ledger_path(tmp_path, 3)
         size = path.stat().st_size if path.exists() else 0
-        ledger = open_ledger(
-            RealFiles(),
-            tmp_path,
-            FakeClock(),
-            epoch=3,
-            spool_id="abc",
-            by="me",
-            position=Position(offset=size, max_seq=2 * run),
-        )
+        position = Position(offset=size, max_seq=2 * run)
+        ledger = make_ledger(RealFiles(), tmp_path, position)
         ledger.append("run", {"run": run})
         if run:
             ledger.append("run", {"run": run})
@@ -101,7 +94,84 @@ def test_an_epochs_ledger_is_continued_and_its_numbers_go_on(tmp_path: Path) -> 
     assert kinds == [(1, "open"), (2, "run"), (3, "run"), (4, "run")]
 
 
-def test_ledgers_are_found_in_the_order_of_their_epochs(tmp_path: Path) -> None:
-    for name in ("ledger.10.log", "ledger.9.log", "ledger.x.log", "state.json"):
+def make_ledger(
+    files: RealFiles,
+    state_dir: Path,
+    position: Position | None = None,
+    *,
+    roll_bytes: int = 1 << 20,
+) -> Ledger:
+    return Ledger(
+        files,
+        state_dir,
+        FakeClock(),
+        epoch=3,
+        spool_id="abc",
+        by="me",
+        position_of=lambda name: position or Position(),
+        roll_bytes=roll_bytes,
+    )
+
+
+def records_of(path: Path) -> list[tuple[int, str, dict[str, object]]]:
+    reader = LogReader(RealFiles(), path, FakeClock().monotonic)
+    return [(record.seq, record.kind, record.fields) for record in reader.poll().records]
+
+
+def test_ledgers_are_found_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    names = ("ledger.10.log", "ledger.9.10.log", "ledger.9.2.log", "ledger.9.log")
+    for name in (*names, "ledger.x.log", "state.json", "ledger.9.2.log.part"):
         (tmp_path / name).touch()
-    assert ledger_epochs(RealFiles(), tmp_path) == (9, 10)
+    found = ledgers(RealFiles(), tmp_path)
+    assert [path.name for path in found] == [*reversed(names)]
+    assert [ledger_number(path) for path in found] == [(9, 1), (9, 2), (9, 10), (10, 1)]
+
+
+def test_a_large_ledger_goes_on_in_another_file_that_its_last_record_names(tmp_path: Path) -> None:
+    ledger = make_ledger(RealFiles(), tmp_path, roll_bytes=200)
+    assert ledger.roll() is None
+    ledger.append("fill", {"with": "x" * 200})
+    assert ledger.roll() is None  # first what is buffered
+    ledger.commit()
+    rolled = ledger.roll()
+    assert rolled is not None
+    name, last, size = rolled
+    assert name == "ledger.3.log"
+    assert [record.kind for record in last] == ["continued"]
+    assert size == (tmp_path / name).stat().st_size
+    assert ledger.name == "ledger.3.2.log"
+    ledger.append("run", {})
+    ledger.close()
+    first, second = (records_of(path) for path in ledgers(RealFiles(), tmp_path))
+    assert first[-1] == (3, "continued", {"next": "ledger.3.2.log"})
+    assert [(seq, kind) for seq, kind, _ in second] == [(1, "open"), (2, "run")]
+
+
+def test_a_disk_that_refuses_the_last_record_of_a_ledger_only_delays_the_next(
+    tmp_path: Path,
+) -> None:
+    files = _StubbornFiles()
+    ledger = make_ledger(files, tmp_path, roll_bytes=100)
+    ledger.append("fill", {"with": "x" * 200})
+    ledger.commit()
+    files.full = True
+    with pytest.raises(StorageUnavailable):
+        ledger.roll()
+    assert ledger.name == "ledger.3.log"
+    ledger.append("more", {})
+    files.full = False
+    assert [record.kind for record in ledger.commit()] == ["continued", "more"]
+    rolled = ledger.roll()
+    assert rolled is not None
+    assert rolled[1] == ()
+    assert ledger.name == "ledger.3.2.log"
+
+
+def test_a_ledger_that_was_made_and_not_begun_is_begun_by_the_next_run(tmp_path: Path) -> None:
+    for part in (1, 2):
+        ledger_path(tmp_path, 3, part).touch()
+    ledger = make_ledger(RealFiles(), tmp_path)
+    ledger.append("run", {})
+    ledger.close()
+    kinds = [kind for _, kind, _ in records_of(tmp_path / "ledger.3.2.log")]
+    assert kinds == ["open", "run"]
