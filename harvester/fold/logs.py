@@ -78,3 +78,7 @@ def _guarded(store: Store, name: str, record: Record, apply: Callable[[Record], 
         # Our own fault, but one record must not stop a daemon that has thousands to relay.
         log.exception("Skip a record whose step is illegal. log=%s seq=%s", name, record.seq)
         store.count("illegal_steps")
+    except KeyError as error:
+        # What it goes on from lay in a stretch that is damaged: lost with it, not the daemon too.
+        log.warning("Skip a record about the unknown. log=%s seq=%s of=%s", name, record.seq, error)
+        store.count("orphaned_records")

@@ -53,3 +53,23 @@ def test_an_unknown_blame_is_counted_and_blames_nobody(store: Store) -> None:
     (attempt,) = store.attempts.unjudged()
     assert (attempt.state, attempt.blame) == (AttemptState.FAILED, None)
     assert store.counted("bad_events") == 1
+
+
+def test_records_whose_beginning_was_lost_are_skipped_and_the_rest_applied(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "index", "spool")
+    known = {"queue": "q", "nodes": 1, "walltime_s": 60.0, "gpus_per_node": 1, "why": "backlog"}
+    # Seq 1 to 3, a lease and the plan of an allocation among them, lay in a block of zeros.
+    kept = (
+        ("judged", {"attempt": "1.2.1.1", "final": True, "summary": {"state": "succeeded"}}),
+        ("observed", {"tag": "haaaaa-bbbbbb", "state": "running"}),
+        ("allocation_ended", {"tag": "haaaaa-bbbbbb", "returns": True, "reason": "", "blame": None,
+                              "witness": "accounting"}),
+        ("planned", {"tag": "haaaaa-cccccc", **known}),
+    )  # fmt: skip
+    records = [
+        Record(seq, kind, 10.0, fields, 0, 0) for seq, (kind, fields) in enumerate(kept, start=4)
+    ]
+    apply_ledger_records(store, "ledger.1.log", records, 1000)
+    assert [row.tag for row in store.allocations.not_ended()] == ["haaaaa-cccccc"]
+    assert store.counted("orphaned_records") == 3
+    store.close()
