@@ -264,6 +264,39 @@ def test_search_goes_on_when_the_mpi_job_that_carries_it_is_lost(
         assert "node_lost" not in {event.kind for event in events}
 
 
+@pytest.mark.fault("node lost")
+@pytest.mark.fault("MPI job lost")
+@pytest.mark.slow
+def test_lost_node_that_takes_the_mpi_job_along_leaves_work_for_the_others(
+    slurm_cluster: SlurmCluster, ordinary: Account
+) -> None:
+    launcher = "srun --mpi=pmi2 --ntasks-per-node=1 --overlap --kill-on-bad-exit=1"
+    site: dict[str, object] = {"nodes": "3", "jobs": 1, "boot_margin": "0s"}
+    with Search(
+        slurm_cluster,
+        ordinary,
+        transport="mpi",
+        launcher=launcher,
+        python=ordinary.python,
+        **site,
+    ) as search:
+        search.start(18, seconds=8)
+        search.started_jobs()
+        (tag,) = search.stack.tags()
+        busy = sorted({point["node"] for point in search.stack.status()["points"]})
+        slurm_cluster.kill(busy[-1])
+        os.kill(tunnel_of(search, 1), signal.SIGKILL)
+        try:
+            search.wait(lambda: search.live("ended"), 240, "the lost node's job has ended")
+        finally:
+            slurm_cluster.heal()
+        books = search.finish()
+        books.check(18)
+        events = read_runner_events(search.spool, tag)
+        (replaced,) = [event for event in events if event.kind == "agents_replaced"]
+        assert replaced.fields["transport"] == "files"
+
+
 def tunnel_of(search: Search, rank: int) -> int:
     """The process of a rank of the MPI job that carries leader and agents."""
     for path in Path("/proc").iterdir():
