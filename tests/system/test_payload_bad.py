@@ -103,6 +103,39 @@ def test_children_that_outlive_the_payload_are_killed(agent: AgentProcess, attem
     assert processes_of(attempt) == []
 
 
+# The child leads a group of its own and answers the warning for its parent; another one stays.
+REGROUPED = """
+import os, signal, sys, time
+if os.fork():
+    os.wait()
+    sys.exit()
+os.setpgid(0, 0)
+if not os.fork():
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+def warned(*_):
+    with open("output.json", "w") as output:
+        output.write('{"loss": 0.25}')
+    os._exit(0)
+signal.signal(signal.SIGUSR2, warned)
+open("ready", "w").close()
+time.sleep(1000)
+"""
+
+
+@pytest.mark.fault("process group left")
+def test_process_in_a_group_of_its_own_is_warned_and_ended(tmp_path: Path, attempt: str) -> None:
+    with AgentProcess(tmp_path) as agent:
+        item = agent.add_input("regroup.py", REGROUPED.encode())
+        agent.start("python3 -S regroup.py", attempt, files=(item,), warn_s=20.0)
+        agent.wait_while_listening(lambda: any(agent.spool.work.glob(f"*/{attempt}/ready")))
+        agent.drain(100.0)
+        ended = agent.outcome(attempt)
+    assert (ended.state, ended.loss) == ("succeeded", 0.25)
+    assert processes_of(attempt) == []
+
+
 @pytest.mark.fault("process group left")
 def test_child_that_keeps_stdout_open_does_not_hold_up_the_end(
     agent: AgentProcess, attempt: str

@@ -151,6 +151,51 @@ def test_refused_checkpoint_is_told_and_the_payload_goes_on(agent: AgentProcess)
     assert refused["reason"] == "checkpoint path '../state' leaves the working directory"
 
 
+@pytest.mark.fault("checkpoint over its limit")
+@pytest.mark.slow
+def test_checkpoint_over_100_million_bytes_is_refused_by_its_largest_files(
+    agent: AgentProcess,
+) -> None:
+    command = f"""mkdir ckpt; head -c 101000000 /dev/urandom > ckpt/weights
+    echo 1 > ckpt/step; touch ready; until [ -e go-on ]; do sleep 0.1; done; {GOOD}"""
+    agent.start(command, ATTEMPT, checkpoint=CheckpointRule(("ckpt",), interval_s=0.5))
+    refused = agent.wait_for("checkpoint_refused", ATTEMPT, timeout=200)
+    assert "over 100000000 bytes when packed" in refused["reason"]
+    assert "largest: ckpt/weights (101.0 MB)" in refused["reason"]
+    (workdir,) = agent.spool.work.glob(f"*/{ATTEMPT}")
+    (workdir / "go-on").touch()
+    assert agent.outcome(ATTEMPT).state == "succeeded"
+    assert agent.told("checkpoint", ATTEMPT) == []
+
+
+@pytest.mark.fault("very many files")
+@pytest.mark.parametrize("count", [25_000])
+@pytest.mark.timeout(1800)
+def test_very_many_files_are_refused_and_keep_nobody_waiting(
+    agent: AgentProcess, count: int
+) -> None:
+    make = f"""import os
+os.mkdir("ckpt")
+for n in range({count}): os.close(os.open(f"ckpt/{{n}}", os.O_CREAT))
+"""
+    item = agent.add_input("make.py", make.encode())
+    command = f"python3 -S make.py; touch ready; until [ -e go-on ]; do sleep 0.1; done; {GOOD}"
+    rule = CheckpointRule(("ckpt",), interval_s=0.5)
+    agent.start(command, ATTEMPT, files=(item,), checkpoint=rule)
+    agent.wait_while_listening(lambda: any(agent.spool.work.glob(f"*/{ATTEMPT}/ready")), 1200)
+    refused = agent.wait_for("checkpoint_refused", ATTEMPT, timeout=300)
+    assert "ckpt: more than 20000 files" in refused["reason"]
+    assert agent.run(GOOD, NEXT_ATTEMPT).state == "succeeded"
+    (workdir,) = agent.spool.work.glob(f"*/{ATTEMPT}")
+    (workdir / "go-on").touch()
+    assert agent.outcome(ATTEMPT).state == "succeeded"
+    # They go behind the outcome's back.
+    agent.wait_while_listening(lambda: not any(agent.spool.work.glob("*/*/ckpt")), 600)
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{agent.process.pid}/status").read_text())
+    assert peak is not None
+    assert int(peak[1]) < 64 * 1024
+
+
 SAVING = f"end() {{ sleep 0.3; {GOOD}; exit 0; }}; trap end USR2; touch ready"
 FOR_EVER = "while :; do sleep 0.05; done"
 
