@@ -69,6 +69,7 @@ class Live:
     launch: Launch = Launch.NOT_YET
     queued: bool = False  # its node has it ahead of need; no place is taken
     followed: bool = False  # its place is another's already
+    stop: Optional[Fields] = None  # the order to stop it, in case its node hands it back
 
     @property
     def nodes(self) -> Tuple[int, ...]:

@@ -211,7 +211,8 @@ class Conductor:
             self._join(node, fields, now)
             return
         if kind == "unstarted":
-            self._queueing.unstarted(node, fields, now)
+            for stop in self._queueing.unstarted(node, fields, now):
+                self._stop(stop, now)
             self._dirty = True
             if self.drain is not None:
                 self._hand_back(self._waiting.withdraw_all(), self.drain.reason)
@@ -375,6 +376,7 @@ class Conductor:
         attempt = str(fields.get("attempt"))
         live = self._live.get(attempt)
         if live is not None:
+            live.stop = fields
             self._resizing.end(live)
             self._stop_on_nodes(live, "stop", fields)
         elif attempt in self._orders:

@@ -6,7 +6,7 @@ that is queued counts as given to its node: who loses the node cannot know that 
 
 from __future__ import annotations
 
-from typing import Dict, Mapping, Optional
+from typing import Dict, List, Mapping, Optional
 
 from payload_runner.attempts import Fields, Live
 from payload_runner.placement import Placement, Slot
@@ -89,10 +89,14 @@ class Queueing:
             following = self._live[attempt]
             self._telling.run(following.order, following.slots, remaining_s, queued=True)
 
-    def unstarted(self, node: int, fields: Fields, now: float) -> None:
-        """A node hands back what it had queued: it waits again, where it stood."""
+    def unstarted(self, node: int, fields: Fields, now: float) -> List[Fields]:
+        """A node hands back what it had queued: it waits again, where it stood.
+
+        Returns the orders to stop that crossed it on the way: the node knew nothing of theirs.
+        """
         if not fields.get("more"):
             self._ahead.returned(node)
+        stops: List[Fields] = []
         for attempt in map(str, fields.get("attempts", ())):
             live = self._live.get(attempt)
             if live is not None and live.nodes == (node,):
@@ -103,6 +107,9 @@ class Queueing:
                     self._ahead.ended(node, self._shape_of(live), None)
                 self._placement.put_back(attempt)
                 self._orders[attempt] = live.order
+                if live.stop is not None:
+                    stops.append(live.stop)
+        return stops
 
     def ask_back(self, node: Optional[int] = None) -> None:
         """Ask a node, or all, for what is queued there."""

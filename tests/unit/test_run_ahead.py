@@ -136,6 +136,21 @@ def test_a_stopped_attempt_that_is_queued_is_ended_by_its_node() -> None:
     desk.conductor._placement.validate()
 
 
+def test_a_stop_that_crosses_what_is_handed_back_is_not_lost() -> None:
+    desk = busy(count=6)
+    desk.turn(2.5)
+    assert desk.sent[-1][:2] == (0, "withdraw")
+    # The node has let go of it already, and ignores the word.
+    desk.tell("stop", attempt="1.4.1.1", outcome="pruned", reason="no hope")
+    desk.say(0, "unstarted", attempts=list(ids(4, 5, 6)))
+    assert desk.of("attempt_ended")[-1]["attempt"] == "1.4.1.1"
+    assert desk.of("attempt_ended")[-1]["state"] == "pruned"
+    desk.end(0, "1.2.1.1")
+    desk.turn()
+    assert desk.runs()[-1] == (0, "1.5.1.1")
+    desk.conductor._placement.validate()
+
+
 def test_what_a_lost_node_had_queued_fails_by_its_fault() -> None:
     desk = busy(count=6)
     desk.conductor.node_lost(0, "gone", desk.now)
