@@ -3,7 +3,8 @@
 The backlog is taken as classes of like attempts. What is in flight takes its part first, up to a
 horizon; for the rest, allocations are chosen one by one from the bins that queues offer, so that
 the work is done in as few rounds as pays for an allocation's start. Only as much walltime is asked
-for as the rounds need: short requests start sooner, and more of them than planned does no harm.
+for as the rounds need, and as a slow start leaves some of: short requests start sooner, and more of
+them than planned does no harm.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from payload_runner.protocol import NodeShape, Shape
 
 # Payload time per second of start and drain that an allocation should have at least.
 _WORK_PER_OVERHEAD = 10.0
+# So much is asked for however short the work: a start may take several times as long as the site's
+# margin for it, and an allocation that ends before anything began is asked for again and again.
+_WORK_AT_LEAST = 3.0
 # An allocation that a queue's smallest size would leave emptier than this is not submitted.
 _USE_MIN = 0.05
 
@@ -220,7 +224,8 @@ def size_allocation(
     able = [kind for kind in fitting if kind.runs_in(nodes, _usable_s(offer, nodes, limits))]
     if not able:
         return None
-    asked = max(offer.overhead.walltime_s(_time_for(able, nodes, rounds_min)), offer.walltime_min_s)
+    payload_s = max(_time_for(able, nodes, rounds_min), _WORK_AT_LEAST * offer.overhead.fixed_s)
+    asked = max(offer.overhead.walltime_s(payload_s), offer.walltime_min_s)
     return NewAllocation(
         queue=offer.queue.name,
         nodes=nodes,

@@ -122,9 +122,19 @@ def test_walltime_is_enough_for_the_longest_attempt_and_no_more() -> None:
 def test_walltime_is_what_the_batch_system_will_make_of_it() -> None:
     brief = facts(waiting=attempts(4, expected_s=10.0), nothing_more=True, walltime_step_s=60.0)
     (chosen,) = plan(brief).submit
+    assert chosen.walltime_s == 480.0
+    (chosen,) = plan(replace(brief, node_hours_left=200 / 3600)).submit
     assert chosen.walltime_s == 180.0
     # Less than that would be rounded up to more than the node-hours that are left.
     assert plan(replace(brief, node_hours_left=179 / 3600)).submit == ()
+
+
+def test_walltime_for_the_shortest_payloads_outlasts_a_start_much_slower_than_its_margin() -> None:
+    for nothing_more in (True, False):
+        brief = attempts(8, expected_s=0.05, grace_s=1.0)
+        (chosen,) = plan(facts(waiting=brief, nothing_more=nothing_more)).submit
+        margins_s = 60 + 60  # of the start, of the drain
+        assert chosen.walltime_s >= 4 * margins_s
 
 
 def test_a_users_own_allocation_takes_no_room_of_the_budget_and_is_never_cancelled() -> None:
