@@ -249,7 +249,10 @@ class Agent:
             return  # it began meanwhile, or was handed back
         slot = from_fields(Slot, fields.get("slot"))
         spec = self._spec_of(order)
-        if spec is not None:
+        if self._leaving:  # the leader did not know yet
+            reason = "its node's agent was leaving already"
+            self._emit(AttemptEnded(order.attempt, "preempted", "site", reason))
+        elif spec is not None:
             self._note_deadline(fields)
             self._begin(order, spec, slot)
 
@@ -348,10 +351,11 @@ class Agent:
         fields = to_fields(event)
         following = None
         if self._queue:
-            if event.state == "succeeded":
+            if event.state == "succeeded" and self._loop.now() < self._deadline:
                 following = self._queue.take(payload.shape)
             else:
-                # What fails here may fail for the node's sake: let the leader look first.
+                # What fails here may fail for the node's sake: let the leader look first. At the
+                # drain point it may only be slow to say that nothing begins any more.
                 self._withdraw({})
         if following is None:
             self._say(event.KIND, fields)
@@ -373,6 +377,7 @@ class Agent:
         """The batch system ends this node's step; the leader may not know."""
         _log.warning("Told to end by a signal running=%d", len(self._payloads))
         outcome = "timed_out" if self._loop.now() >= self._deadline else "preempted"
+        self._say("closing", {})  # else what is preempted here makes room for others to begin
         self._drain_all(outcome, "the batch system ended this node's step", LAST_S)
         self._leaving = True
 

@@ -210,6 +210,9 @@ class Conductor:
         if kind == "hello":
             self._join(node, fields, now)
             return
+        if kind == "closing":
+            self._queueing.close(node)
+            return
         if kind == "unstarted":
             for stop in self._queueing.unstarted(node, fields, now):
                 self._stop(stop, now)
@@ -512,8 +515,7 @@ class Conductor:
         self._settled.end(attempt, outcome, live.nodes[0])
 
     def _quarantine(self, node: int, reason: str) -> None:
-        self._placement.close_node(node)
-        self._queueing.ask_back(node)
+        self._queueing.close(node)
         self._dirty = True
         found = NodeQuarantined(self._hosts.get(node, str(node)), reason)
         self._emit(NodeQuarantined.KIND, to_fields(found), urgent=True)

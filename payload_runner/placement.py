@@ -172,8 +172,10 @@ class Placement:
         """What would be placed next, ahead of need; it waits here no longer.
 
         At most ``count``, and only while it is of ``shape``, may begin with ``remaining_s`` left,
-        and the node is not reserved for another shape.
+        and the node is open and not reserved for another shape.
         """
+        if node not in self._nodes or not self._nodes[node].open:
+            return []
         reserved = self._reservation
         if reserved is not None and node in reserved.nodes:
             waiting = self._waiting.get(reserved.attempt)

@@ -117,8 +117,13 @@ class Queueing:
             if self._ahead.ask_back(index):
                 self._telling.withdraw(index)
 
+    def close(self, node: int) -> None:
+        """Nothing more begins on a node: it is bad, or its agent leaves."""
+        self._placement.close_node(node)
+        self.ask_back(node)
+
     def ask_back_idle(self, now: float) -> None:
-        """Ask for queues that stand still: others may have room."""
+        """Ask for queues that stand still or are too long: others may have room."""
         for node in self._ahead.to_ask_back(now):
             self._telling.withdraw(node)
 

@@ -17,7 +17,7 @@ QUEUE_LIMIT = 512  # payloads of one node
 # What a word and its answer may take: a turn or two of both loops, or the polling of file logs.
 _NEAR_S = 0.25
 _FAR_S = {"files": 5.0, "auto": 2.0}  # by transport, on a shared file system
-_PATIENCE = 4.0  # a queue that stands still for so many times that was a misjudgement
+_PATIENCE = 4.0  # what waits in a queue for so many times that was misjudged
 _PATIENCE_MIN_S = 2.0
 _NEWEST = 0.2  # weight of the newest duration in the mean
 
@@ -34,7 +34,8 @@ class RunAhead:
         near = plan.filesystem == "local" or plan.transport in ("tcp", "mpi")
         self._ahead_s = _NEAR_S if near else _FAR_S.get(plan.transport, _FAR_S["files"])
         self.patience_s = max(_PATIENCE_MIN_S, _PATIENCE * self._ahead_s)
-        self._queues: Dict[int, Dict[str, Shape]] = {}
+        self._queues: Dict[int, Dict[str, Shape]] = {}  # by attempt, the oldest first
+        self._since: Dict[str, float] = {}  # when an attempt was queued
         self._running: Counter[Tuple[int, Shape]] = Counter()
         self._pace_s: Dict[Shape, float] = {}  # mean duration of those that ended well
         self._moved: Dict[int, float] = {}
@@ -62,10 +63,12 @@ class RunAhead:
         if not queue:
             self._moved[node] = now
         queue[attempt] = shape
+        self._since[attempt] = now
 
     def left(self, node: int, attempt: str, now: float) -> None:
         """One is not queued any more, as it runs or has ended."""
         if self._queues.get(node, {}).pop(attempt, None) is not None:
+            del self._since[attempt]
             self._moved[node] = now
 
     def returned(self, node: int) -> None:
@@ -74,7 +77,8 @@ class RunAhead:
 
     def forget(self, node: int) -> None:
         """The node, or its agent, is gone."""
-        self._queues.pop(node, None)
+        for attempt in self._queues.pop(node, {}):
+            del self._since[attempt]
         self._asked_back.discard(node)
         for key in [key for key in self._running if key[0] == node]:
             del self._running[key]
@@ -100,14 +104,19 @@ class RunAhead:
         return wishes
 
     def to_ask_back(self, now: float) -> List[int]:
-        """Nodes whose queue stands still: others may have room. Each is named once."""
+        """Nodes whose queue stands still or is too long: others may have room. Each is named once.
+
+        So whatever begins there does so no later than ``patience_s`` after it was queued.
+        """
         found = []
         for node, queue in self._queues.items():
-            if queue and now - self._moved[node] > self.patience_s:
+            if not queue or now - self._since[next(iter(queue))] <= self.patience_s:
+                continue
+            found.append(node)
+            if now - self._moved[node] > self.patience_s:
                 for shape in set(queue.values()):
                     # What runs there takes at least this long, whatever was known before.
                     self._pace_s[shape] = max(self._pace_s.get(shape, 0.0), self.patience_s)
-                found.append(node)
         return [node for node in found if self.ask_back(node)]
 
     def ask_back(self, node: int) -> bool:

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from payload_runner.protocol import CheckpointRule, CheckpointSaved, InputFile, from_fields
+from payload_runner.protocol import (
+    CheckpointRule,
+    CheckpointSaved,
+    InputFile,
+    Order,
+    from_fields,
+    to_fields,
+)
 from tests.node_agent import ATTEMPT, GOOD, NEXT_ATTEMPT, ROOT, AgentProcess, processes_of
 from tests.support import wait_until
 
@@ -285,6 +292,32 @@ def test_signalled_agent_ends_its_payloads_and_leaves(agent: AgentProcess) -> No
     agent.process.terminate()
     assert agent.outcome(ATTEMPT).state == "preempted"
     assert agent.process.wait(60.0) == 0
+
+
+def test_agent_that_was_told_to_end_begins_nothing_more(agent: AgentProcess) -> None:
+    agent.start("trap '' TERM; touch deaf; sleep 1000", ATTEMPT, warn_s=0.1, kill_s=3.0)
+    agent.wait_for("attempt_started")
+    agent.process.terminate()
+    agent.wait_for("closing")
+    agent.start("sleep 1000", NEXT_ATTEMPT)
+    end = agent.outcome(NEXT_ATTEMPT)
+    assert (end.state, end.blame) == ("preempted", "site")
+    assert agent.told("attempt_started", NEXT_ATTEMPT) == []
+    assert agent.process.wait(60.0) == 0
+
+
+def test_what_is_queued_does_not_begin_past_the_drain_point(agent: AgentProcess) -> None:
+    agent.start(f"{GOOD}; while [ ! -e '{agent.spool.root}/go' ]; do sleep 0.05; done", ATTEMPT)
+    agent.wait_for("attempt_started")
+    last = f"1.{os.getpid()}.1.3"
+    for attempt in (NEXT_ATTEMPT, last):
+        order = Order(attempt, "1", attempt.split(".")[1], ATTEMPT, {})
+        agent.send("queue", {"order": to_fields(order), "remaining_s": 0.0})
+    agent.stop(last)
+    assert agent.outcome(last).state == "cancelled"  # so all of this was heard
+    (agent.spool.root / "go").touch()
+    assert agent.outcome(ATTEMPT).state == "succeeded"
+    assert agent.wait_for("unstarted")["attempts"] == [NEXT_ATTEMPT]
 
 
 def signal_payload(agent: AgentProcess, attempt: str) -> None:

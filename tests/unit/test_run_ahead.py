@@ -127,6 +127,35 @@ def test_a_queue_that_stands_still_is_asked_back_and_runs_elsewhere_in_its_order
     assert desk.runs()[-1] == (0, "1.4.1.1")
 
 
+def test_a_queue_that_became_too_long_is_asked_back_although_it_moves() -> None:
+    desk = busy(count=60, duration_s=0.001)  # 0.25 s of these are more than there are
+    assert len(ahead_of(desk)) == 57
+    running, waiting = "1.2.1.1", deque(attempt for _, attempt in ahead_of(desk))
+    for _ in range(4):  # from here on each takes a second
+        desk.turn(1.0)
+        following = waiting.popleft()
+        desk.end(0, running, next=following)
+        running = following
+        if desk.sent[-1][1] == "withdraw":
+            break
+    assert [kind for _, kind, _ in desk.sent][-1] == "withdraw"
+    desk.say(0, "unstarted", attempts=list(waiting))
+    desk.turn()
+    assert len(ahead_of(desk)) < 60  # of what takes a second little is queued
+
+
+def test_nothing_begins_or_is_queued_on_a_node_whose_agent_leaves() -> None:
+    desk = busy()
+    queued = [attempt for _, attempt in ahead_of(desk)]
+    desk.sent.clear()
+    desk.say(0, "closing")
+    desk.say(0, "unstarted", attempts=queued)
+    desk.turn(1.0)
+    desk.end(0, "1.2.1.1", "preempted", blame="site")
+    desk.turn(1.0)
+    assert (desk.runs(), ahead_of(desk)) == ([], [])
+
+
 def test_a_stopped_attempt_that_is_queued_is_ended_by_its_node() -> None:
     desk = busy()
     desk.tell("stop", attempt="1.4.1.1", outcome="pruned", reason="no hope")
