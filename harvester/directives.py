@@ -15,30 +15,47 @@ _NODES = "nodes (queues[].bins, planning.nodes_max)"
 _QUEUE, _QOS = "queue (queues[].name)", "QOS (queues[].name)"
 
 
+# Short options without a value: others may stand right behind them, as in -Hp.
+_SBATCH_FLAGS, _QSUB_FLAGS, _FLUX_FLAGS = "bhHIOQsuvVW", "fGhIVXz", "x"
+
+
 def _option(*names: str) -> str:
-    """A pattern of these options; of short ones the value may follow without a blank."""
+    """A pattern of these options; of short ones a number may follow without a blank."""
     ends = (r"(?=[=\s]|$)" if name.startswith("--") else r"(?=[=\s\d]|$)" for name in names)
     found = "|".join(name + end for name, end in zip(names, ends, strict=True))
     return rf"(?:^|\s)(?:{found})"
 
 
+def _getopt(flags: str, *names: str) -> str:
+    """The same where getopt reads them: any value without a blank, bundles, abbreviations."""
+    found = "|".join(_getopt_forms(flags, name) for name in names)
+    return rf"(?:^|\s)(?:{found})"
+
+
+def _getopt_forms(flags: str, name: str) -> str:
+    if not name.startswith("--"):
+        return f"-[{flags}]*{name[1:]}"
+    abbreviations = (name[:length] for length in range(len("--x"), len(name) + 1))
+    return rf"(?:{'|'.join(abbreviations)})(?=[=\s]|$)"
+
+
 _OURS: Mapping[str, Mapping[str, str]] = {
     "slurm": {
-        _option("-J", "--job-name"): _NAME,
-        _option("-t", "--time"): _WALLTIME,
-        _option("-N", "--nodes"): _NODES,
-        _option("-p", "--partition"): _QUEUE,
-        _option("-q", "--qos"): _QOS,
-        _option("-a", "--array"): _ARRAY,
-        _option("-o", "--output"): _OUTPUT,
+        _getopt(_SBATCH_FLAGS, "-J", "--job-name"): _NAME,
+        _getopt(_SBATCH_FLAGS, "-t", "--time"): _WALLTIME,
+        _getopt(_SBATCH_FLAGS, "-N", "--nodes"): _NODES,
+        _getopt(_SBATCH_FLAGS, "-p", "--partition"): _QUEUE,
+        _getopt(_SBATCH_FLAGS, "-q", "--qos"): _QOS,
+        _getopt(_SBATCH_FLAGS, "-a", "--array"): _ARRAY,
+        _getopt(_SBATCH_FLAGS, "-o", "--output"): _OUTPUT,
     },
     "pbs": {
-        _option("-N"): _NAME,
+        _getopt(_QSUB_FLAGS, "-N"): _NAME,
         r"\bwalltime=": _WALLTIME,
         r"\b(?:select|nodes|nodect)=(?!.*\{nodes\})": f"{_NODES}; write {{nodes}} for the number",
-        _option("-q"): _QUEUE,
-        _option("-J"): _ARRAY,
-        _option("-o"): _OUTPUT,
+        _getopt(_QSUB_FLAGS, "-q"): _QUEUE,
+        _getopt(_QSUB_FLAGS, "-J"): _ARRAY,
+        _getopt(_QSUB_FLAGS, "-o"): _OUTPUT,
     },
     "gridengine": {
         _option("-N"): _NAME,
@@ -56,11 +73,11 @@ _OURS: Mapping[str, Mapping[str, str]] = {
         _option("-o", "-oo"): _OUTPUT,
     },
     "flux": {
-        _option("--job-name"): _NAME,
-        _option("-t", "--time-limit"): _WALLTIME,
-        _option("-N", "--nodes"): _NODES,
-        _option("-q", "--queue"): _QUEUE,
-        _option("--output"): _OUTPUT,
+        _getopt(_FLUX_FLAGS, "--job-name"): _NAME,
+        _getopt(_FLUX_FLAGS, "-t", "--time-limit"): _WALLTIME,
+        _getopt(_FLUX_FLAGS, "-N", "--nodes"): _NODES,
+        _getopt(_FLUX_FLAGS, "-q", "--queue"): _QUEUE,
+        _getopt(_FLUX_FLAGS, "--output"): _OUTPUT,
     },
 }
 
@@ -73,11 +90,13 @@ def refusal(batch_system: object, line: str, queue_kinds: frozenset[str]) -> str
     """
     if batch_system == "local":
         return "expected none: the local batch system has no directives"
+    # Batch systems take quotes and backslashes off, so that '"-p" debug' is -p.
+    unquoted = re.sub(r"[\"'\\]", "", line)
     for pattern, what in _OURS.get(str(batch_system), {}).items():
         if (what is _QUEUE and queue_kinds == {"qos"}) or (
             what is _QOS and "qos" not in queue_kinds
         ):
             continue
-        if re.search(pattern, line):
+        if re.search(pattern, unquoted):
             return f"{line!r} sets the {what} of jobs, which is for the harvester to say"
     return None
