@@ -61,8 +61,10 @@ class Adopt:
 
     def step(self) -> bool:
         found, self._found = self._found, Looked(())
+        now = self._desk.clock.now()
         for what, instants in (("submission", found.submissions), ("query", found.queries)):
-            for at in instants:
+            # Of a clock that was set back since: they would be counted anew with every look.
+            for at in (instant for instant in instants if instant <= now):
                 self._desk.store.spendings.note(what, at)
         adopted = [self._adopt(newcomer) for newcomer in found.newcomers]
         if not self._looking and self._left() <= 0 and not self._desk.stopping:

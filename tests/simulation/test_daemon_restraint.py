@@ -87,6 +87,20 @@ def test_submissions_by_hand_use_up_the_hourly_budget(tmp_path: Path) -> None:
     assert not world.cluster.jobs
 
 
+@pytest.mark.fault("clock set wrong")
+def test_submission_by_hand_before_the_clock_was_set_back_stops_nobody(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    site = world.scenario.site
+    site = replace(site, budgets=replace(site.budgets, submissions_per_hour=2))
+    world.scenario = replace(world.scenario, site=site)
+    record_submission(world.login, site.state_dir, "probe-aaaaaa", world.clock.now() + 86400.0)
+    daemon = world.daemon()
+    looked = world.clock.monotonic() + 600.0
+    world.run(daemon, lambda: world.clock.monotonic() >= looked, limit_s=HOUR_S)
+
+    assert status_of(world)["budgets"]["submissions_last_hour"] == len(world.cluster.jobs) > 0
+
+
 def test_queries_by_hand_leave_the_daemon_none_of_that_minute(tmp_path: Path) -> None:
     world = small_world(tmp_path)
     began = world.clock.now()
