@@ -417,9 +417,12 @@ class Attempts:
         )
 
     def mark_delivered(self, attempt: AttemptId, verdict: str) -> None:
-        """The service has given its receipt; what was kept for telling it may go."""
+        """The service has given its receipt; what was kept for telling it may go.
+
+        Not where a late word came while the outcome was under way: that has yet to be told.
+        """
         row = self._connection.execute(
-            "SELECT task, told FROM attempts WHERE attempt = ?", (attempt,)
+            "SELECT task, told FROM attempts WHERE attempt = ? AND delivered = 1", (attempt,)
         ).fetchone()
         if row is None:
             return

@@ -177,6 +177,20 @@ def test_a_late_result_of_a_lost_attempt_is_judged_anew(bench: Bench) -> None:
     assert [item.attempt for item in bench.store.attempts.unjudged()] == [ATTEMPT]
 
 
+def test_a_receipt_of_a_loss_is_none_for_the_late_result_that_came_meanwhile(bench: Bench) -> None:
+    bench.running()
+    end = {"tag": TAG, "witness": "grace", "reason": "gone", "blame": "site", "returns": False}
+    bench.ledger("allocation_ended", **end)
+    bench.ledger("judged", attempt=ATTEMPT, final=True, summary={"state": "lost"})
+    bench.ledger("delivering", attempts=[ATTEMPT])
+    bench.event("attempt_ended", attempt=ATTEMPT, state="succeeded", loss=0.5, stdout="done")
+    bench.ledger("delivered", receipts=[[ATTEMPT, "counted", ""]])
+    bench.ledger("judged", attempt=ATTEMPT, final=True, summary={"state": "succeeded"})
+    (told,) = bench.store.attempts.deliverable(10)
+    assert (told.state, told.loss) == (AttemptState.SUCCEEDED, 0.5)
+    assert bench.store.attempts.outcome(ATTEMPT)["stdout"] == "done"
+
+
 def test_a_lost_attempt_is_told_only_after_its_lease_is_settled(bench: Bench) -> None:
     bench.running()
     end = {"tag": TAG, "witness": "grace", "reason": "gone", "blame": "site", "returns": False}
@@ -320,6 +334,7 @@ def test_tallies_follow_every_step(bench: Bench) -> None:
     bench.running().event("attempt_ended", attempt=ATTEMPT, state="succeeded", loss=0.5)
     bench.ledger("judged", attempt=ATTEMPT, final=True, summary={"state": "succeeded"})
     for _ in range(2):  # a repeated delivery counts once
+        bench.ledger("delivering", attempts=[ATTEMPT])
         bench.ledger("delivered", receipts=[[ATTEMPT, "counted", ""]])
     assert bench.store.attempts.counts() == {"succeeded": 1}
     assert bench.store.attempts.counts_by_task() == {
