@@ -13,7 +13,7 @@ from harvester.daemon.reconcile import Absent, Doubtful, Finding, Gone, Known, L
 from harvester.effects import Finished, Work
 from harvester.errors import BatchUnavailable
 from harvester.ids import tag_prefix
-from harvester.model import AllocationState, Blame, JobId, Tag
+from harvester.model import AllocationState, AttemptState, Blame, JobId, Tag
 from harvester.spool.intake import writer_of
 from harvester.store.allocations import AllocationRow
 
@@ -349,18 +349,26 @@ class WatchBatch:
         """Allocations that end without having run anything must not be followed by more at once.
 
         Whatever the cause (a dead runner, orders that always come back), it must not become a
-        flood of jobs. One that we closed or cancelled says nothing either way.
+        flood of jobs. One that we closed or cancelled, or that found no work left, says nothing
+        either way.
         """
         desk = self._desk
         if desk.store.attempts.ran_in(row.tag):
             self.duds.succeeded()
             desk.problems.clear("runner")
-        elif row.cancel == 0 and not row.closing and not row.joined:
+        elif row.cancel == 0 and not row.closing and not row.joined and not self._had_no_work(row):
             self.duds.failed(desk.clock.monotonic())
             when = "without starting an evaluation" if row.runner else "before its runner started"
             what = f"allocation {row.tag} ended {when}: {row.end_reason}"
             cure = f"look at {desk.spool.allocation(row.tag).output}"
             desk.problems.report("runner", what, cure)
+
+    def _had_no_work(self, row: AllocationRow) -> bool:
+        """Whether its runner left by itself while nothing waited and nothing was given back."""
+        return row.runner == "ended" and not any(
+            live.state is AttemptState.LEASED or live.tag == row.tag or row.tag in live.returned_by
+            for live in self._desk.store.attempts.live()
+        )
 
     def _forget(self, tag: Tag) -> None:
         self._doubtful.discard(tag)

@@ -30,6 +30,40 @@ def _never_order(facts: PlanInput) -> Plan:
     return replace(plan(facts), orders=(), close=(), cancel=())
 
 
+def _all_to_the_first(facts: PlanInput) -> Plan:
+    """One allocation more than is needed, which finds all work given to the other."""
+    found = plan(facts)
+    accepting = [item.tag for item in facts.allocations if item.accepting]
+    orders = [(item.attempt, accepting[0]) for item in facts.waiting if accepting]
+    submit = () if facts.allocations else 2 * found.submit[:1]
+    return replace(found, submit=submit, orders=tuple(orders), close=(), cancel=())
+
+
+def test_allocation_that_finds_no_work_left_holds_up_no_other(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    daemon = Daemon(
+        world.scenario.site,
+        batch=world.cluster,
+        central=world.central,
+        files=world.login,
+        clock=world.clock,
+        effects=InlineEffects(),
+        plan=_all_to_the_first,
+        seed=1,
+    )
+
+    def one_has_left() -> bool:
+        ended = [job.ended_at is not None for job in world.cluster.jobs.values()]
+        return sorted(ended) == [False, True]
+
+    world.run(daemon, one_has_left, limit_s=24 * HOUR_S)
+    end = world.clock.monotonic() + 180.0
+    world.run(daemon, lambda: world.clock.monotonic() >= end, limit_s=HOUR_S)
+
+    assert one_has_left(), "the other must still be at work"
+    assert not problems_of(world)
+
+
 @pytest.mark.fault("launcher broken")
 def test_allocations_that_start_nothing_are_not_followed_by_a_flood(tmp_path: Path) -> None:
     world = small_world(tmp_path)
