@@ -90,6 +90,9 @@ def choose_queue(
     Raises:
         InputError: no queue (or not the one named) takes it; names the bin that comes closest.
     """
+    if walltime_s == 0:
+        expected = "expected more than nothing, or no walltime for the longest"
+        raise InputError(Problem(f"site {site.name}", "walltime", "0", expected))
     queues = [item for item in site.queues if queue in (None, item.name)]
     queues.sort(key=lambda item: item.name not in site.planning.queues and not item.planned)
     if not queues:

@@ -5,7 +5,6 @@ Every parser raises ``ValueError`` whose message says what would have been accep
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import UTC, datetime
 
@@ -20,12 +19,15 @@ _UNIT_S = (86_400.0, 3_600.0, 60.0, 1.0)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTP]i?)?B")
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
 _POWERS = "KMGTP"
+# A hundred years: instants that lie later than the year 9999 cannot be written.
+_DURATION_MAX_S = 36_525 * 86_400.0
+_SIZE_DIGITS_MAX = 15
 
 
 def parse_duration_s(value: object) -> float:
     """Seconds of a duration; a bare number is seconds. "12:00" is refused: it says two things."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value) or value < 0:
+        if not 0 <= value <= _DURATION_MAX_S:
             raise ValueError(DURATION_FORMS)
         return float(value)
     text = value.strip() if isinstance(value, str) else ""
@@ -33,15 +35,18 @@ def parse_duration_s(value: object) -> float:
     match = _CLOCK.fullmatch(text) or (_UNITS.fullmatch(text) if text else None)
     if match is None:
         raise ValueError(DURATION_FORMS)
-    return sum(
+    seconds = sum(
         float(part) * unit for part, unit in zip(match.groups(), _UNIT_S, strict=True) if part
     )
+    if seconds > _DURATION_MAX_S:
+        raise ValueError(f"{DURATION_FORMS}, of a hundred years at most")
+    return seconds
 
 
 def parse_size_bytes(value: object) -> int:
     """Bytes of a size: GB is 1000^3, GiB is 1024^3. A bare number is refused."""
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None:
+    if match is None or len(match[1]) > _SIZE_DIGITS_MAX:
         raise ValueError(SIZE_FORMS)
     number, prefix = match.groups()
     if not prefix:

@@ -13,6 +13,7 @@ import click
 
 from harvester.cli.options import central_options, seconds_of, site_option, task_client
 from harvester.cli.output import json_option, note, print_json, print_text
+from harvester.errors import InputError, Problem
 
 # The status tells what stood idle at the last submission; older than this it says nothing.
 _WINDOWS_KEEP_S = 600.0
@@ -121,16 +122,34 @@ def _work_of(task: Mapping[str, Any], points: int) -> Work:
 
 
 def _standing(site: Site, status: Mapping[str, Any]) -> Standing:
-    from harvester.planning.preview import Standing
+    """As the site stands.
+
+    Raises:
+        InputError: the published status is not what this version of the harvester writes.
+    """
+    from dataclasses import replace
+
     from harvester.wiring import make_batch, make_files
 
-    now = time.time()
+    try:
+        told = _told(site, status, time.time())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        expected = f"is not what this version publishes ({error!r}); run its daemon anew"
+        raise InputError(Problem(f"the status of {site.name}", "", "", expected)) from error
+    return replace(
+        told,
+        walltime_step_s=make_batch(site).capabilities.walltime_step_s,
+        stopping=make_files(site).exists(site.spool / "STOP"),
+    )
+
+
+def _told(site: Site, status: Mapping[str, Any], now: float) -> Standing:
+    from harvester.planning.preview import Standing
+
     live = [item for item in status.get("allocations", ()) if item.get("state") != "ended"]
     return Standing(
         live=tuple(_facts(item) for item in live),
-        submissions=status.get("budgets", {}).get("submissions_last_hour", 0),
-        walltime_step_s=make_batch(site).capabilities.walltime_step_s,
-        stopping=make_files(site).exists(site.spool / "STOP"),
+        submissions=int(status.get("budgets", {}).get("submissions_last_hour", 0)),
         now=now,
         other_jobs=_jobs(status, "user"),
         project_jobs=_jobs(status, "project"),

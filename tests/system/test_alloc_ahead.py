@@ -70,6 +70,10 @@ def test_plan_shows_what_and_why_with_the_script_and_submits_nothing(stack: Stac
     publish(stack, windows={"found": [{"queue": "gpu", "nodes": 1, "until": None}]})
     (first, *_) = json.loads(stack.harvester(*words, "--json"))["submit"]
     assert (first["nodes"], "1 nodes stand idle now" in first["why"]) == (1, True)
+    for strange in ({**held, "state": "resting"}, {"tag": "haaaaa-aaaaaa", "state": "held"}):
+        publish(stack, allocations=[strange])
+        with pytest.raises(StackFailed, match="is not what this version publishes"):
+            stack.harvester(*words)
 
 
 def publish(stack: Stack, **told: Any) -> None:
@@ -102,3 +106,5 @@ def test_wrap_prints_a_script_that_joins_and_prepares_the_spool(stack: Stack) ->
 def test_wrap_refuses_what_no_queue_takes(stack: Stack) -> None:
     with pytest.raises(StackFailed, match=r"nodes: got .?9.?; expected one of the bins 1-4"):
         stack.harvester("alloc", "wrap", "--site", str(stack.site_file), "--nodes", "9")
+    with pytest.raises(StackFailed, match="walltime: got 0; expected more than nothing"):
+        stack.harvester("alloc", "wrap", "--site", str(stack.site_file), "--walltime", "0")
