@@ -75,9 +75,12 @@ class Keep:
     def _take_snapshot(self, taken: _Taken) -> None:
         log.info("Took a snapshot. path=%s removed=%s", taken.path, len(taken.removed))
         self._desk.problems.clear("keeping")
-        if self._going:
-            self._desk.journal.record("discarding", {"tags": list(self._going)})
-            self._going = ()
+        # A point may have been leased again while the snapshot was taken, to go on from there.
+        needed = needed_tags(self._desk) if self._going else frozenset()
+        going = [tag for tag in self._going if tag not in needed]
+        self._going = ()
+        if going:
+            self._desk.journal.record("discarding", {"tags": going})
             self._looked_at = float("-inf")
 
     def _take_removal(self, removed: _Removed) -> None:
