@@ -18,7 +18,7 @@ from harvester.store.attempts import Running
 
 VERSION = 1
 POINTS_SHOWN = 200
-ALLOCATIONS_SHOWN = 100
+ENDED_SHOWN = 100  # allocations; of the live ones all
 
 
 def build_status(
@@ -43,7 +43,11 @@ def build_status(
         "tasks": [{"task": task, **numbers} for task, numbers in sorted(counts.items())],
         "attempts": desk.store.attempts.counts(),
         "allocations": [
-            _allocation(desk, row) for row in desk.store.allocations.newest(ALLOCATIONS_SHOWN)
+            _allocation(desk, row)
+            for row in (
+                *desk.store.allocations.newest_ended(ENDED_SHOWN),
+                *desk.store.allocations.not_ended(),
+            )
         ],
         "delivery": _delivery(desk, now),
         "points": [_point(running) for running in desk.store.attempts.running(POINTS_SHOWN)],

@@ -171,9 +171,10 @@ class Allocations:
         rows = self._connection.execute("SELECT tag FROM allocations WHERE discard = 1")
         return tuple(Tag(row[0]) for row in rows)
 
-    def newest(self, limit: int) -> tuple[AllocationRow, ...]:
-        """The newest allocations, oldest of them first."""
-        found = self._select(f"1 ORDER BY planned_at DESC, tag DESC LIMIT {limit:d}")
+    def newest_ended(self, limit: int) -> tuple[AllocationRow, ...]:
+        """Of those that have ended the newest, oldest of them first."""
+        ended = "state = 'ended' ORDER BY planned_at DESC, tag DESC LIMIT"
+        found = self._select(f"{ended} {limit:d}")
         return tuple(reversed(found))
 
     def node_seconds_since(self, instant: float) -> float:

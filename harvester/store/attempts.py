@@ -386,10 +386,10 @@ class Attempts:
         )
 
     def running(self, limit: int) -> tuple[Running, ...]:
-        """Running attempts for the status view, newest first."""
+        """Running attempts for the status view, those that have run for the longest first."""
         rows = self._connection.execute(
             "SELECT attempt, task, point, tag, node, started_at, last_step, last_loss"
-            f" FROM attempts WHERE state = 'running' AND {_LIVE} ORDER BY since DESC LIMIT ?",
+            f" FROM attempts WHERE state = 'running' AND {_LIVE} ORDER BY since LIMIT ?",
             (limit,),
         )
         return tuple(Running(*row) for row in rows)

@@ -161,7 +161,7 @@ def _status(path: Path) -> Json | None:
         return None
     tables = (found.get(name, []) for name in ("problems", "allocations", "tasks", "points"))
     sound = all(isinstance(rows, list) and _all_objects(rows) for rows in tables)
-    parts = [found.get(name, {}) for name in ("delivery", "budgets")]
+    parts = [found.get(name, {}) for name in ("attempts", "delivery", "budgets")]
     return found if sound and _all_objects(parts) else None
 
 

@@ -11,6 +11,7 @@ from harvester.views.text import WIDTH, clean, columns, local_time, number, shor
 
 ALLOCATIONS_SHOWN = 12
 TASKS_SHOWN = 8
+ALLOCATIONS_KEPT = 100  # ended, in the status
 
 Json = Mapping[str, Any]
 
@@ -112,7 +113,8 @@ def _allocations(state: SiteState, status: Json) -> Iterator[str]:
     every = tuple(status.get("allocations", ()))
     live = tuple(item for item in every if item.get("state") != "ended")
     ended = len(every) - len(live)
-    yield f"  Allocations: {len(live)} live, {ended} ended"
+    lately = " lately" if ended >= ALLOCATIONS_KEPT else ""  # older ones are not in the status
+    yield f"  Allocations: {len(live)} live, {ended} ended{lately}"
     if live:
         yield allocation_rows(live[:ALLOCATIONS_SHOWN])
     for item in live[:ALLOCATIONS_SHOWN]:
@@ -129,17 +131,32 @@ def _allocations(state: SiteState, status: Json) -> Iterator[str]:
 
 
 def _tasks(state: SiteState, status: Json) -> Iterator[str]:
-    tasks = tuple(status.get("tasks", ()))
-    yield f"  Tasks: {len(tasks)} with work here"
+    tasks = sorted(status.get("tasks", ()), key=_in_order)
+    working = sum(map(_has_work, tasks))
+    over = f", {len(tasks) - working} without" if len(tasks) > working else ""
+    yield f"  Tasks: {working} with work here{over}"
     if tasks:
         names = ("task", "leased", "ordered", "running", "ended", "delivered")
         rows = [[item.get(name) for name in names] for item in tasks[:TASKS_SHOWN]]
         yield columns(names, rows, indent="  ")
+    if len(tasks) > TASKS_SHOWN:
+        yield f"  ... {len(tasks) - TASKS_SHOWN} more: `harvester status --json`"
     running = status.get("points", ())
     if running:
-        newest = sorted(running, key=lambda item: str(item.get("since")))[:3]
-        shown = ", ".join(_point(item) for item in newest)
-        yield shorten(f"  Running: {len(running)} points, longest {shown}", WIDTH)
+        counted = status.get("attempts", {}).get("running", len(running))
+        longest = sorted(running, key=lambda item: str(item.get("since")))[:3]
+        shown = ", ".join(_point(item) for item in longest)
+        yield shorten(f"  Running: {counted} points, longest {shown}", WIDTH)
+
+
+def _has_work(task: Json) -> bool:
+    return any(task.get(name) for name in ("leased", "ordered", "running"))
+
+
+def _in_order(task: Json) -> tuple[bool, int, str]:
+    """Tasks with work first, the newest of them first."""
+    name = str(task.get("task"))
+    return not _has_work(task), -int(name) if name.isdecimal() else 0, name
 
 
 def _point(item: Json) -> str:

@@ -100,6 +100,26 @@ def test_screen_fits_80_columns_and_shows_what_counts(tmp_path: Path) -> None:
     assert "!" not in screen
 
 
+def test_screen_shows_tasks_with_work_before_those_that_are_over(tmp_path: Path) -> None:
+    over = {"leased": 0, "ordered": 0, "running": 0, "ended": 4, "delivered": 4}
+    tasks = [{"task": str(n), **over} for n in range(1, 13)]
+    tasks.append({"task": "7", **over, "leased": 1})
+    publish(tmp_path, tasks=tasks)
+    lines = status_screen(find_states({"XDG_STATE_HOME": str(tmp_path)})[0]).splitlines()
+    at = next(n for n, line in enumerate(lines) if "Tasks: 1 with work here, 12 without" in line)
+    assert [line.split()[0] for line in lines[at + 2 : at + 5]] == ["7", "12", "11"]
+    assert "... 5 more" in lines[at + 10]
+
+
+def test_screen_counts_all_that_run_and_not_only_those_that_are_listed(tmp_path: Path) -> None:
+    point = {"task": "1", "point": "5", "since": iso(time.time())}
+    ended = [{"tag": f"haaaaa-{n:06}", "state": "ended"} for n in range(100)]
+    publish(tmp_path, points=200 * [point], attempts={"running": 1500}, allocations=ended)
+    screen = status_screen(find_states({"XDG_STATE_HOME": str(tmp_path)})[0])
+    assert "Running: 1500 points, longest 1.5" in screen
+    assert "0 live, 100 ended lately" in screen
+
+
 def test_problems_come_first_with_their_cure(tmp_path: Path) -> None:
     problem = {
         "what": "squeue does not answer",
