@@ -395,6 +395,42 @@ def test_launcher_that_fails_is_called_ever_more_seldom() -> None:
 
 
 @pytest.mark.fault("launcher broken")
+def test_what_waits_already_when_the_launcher_fails_is_held_back_as_well() -> None:
+    desk = working(MPI)
+    desk.order(*ids(1, 2, 3, 4, 5, 6), payload="mpi")  # of which two fit at a time
+    desk.turn()
+    tried: list[str] = []
+    for passed in (0.0, 0.5, 1.5, 0.0, 3.0, 1.0):
+        running = [attempt for node, attempt in desk.runs() if node == 0][len(tried) :]
+        for attempt in running:
+            tried.append(attempt)
+            for node in (0, 1):
+                desk.say(node, "ready", attempt=attempt)
+            desk.conductor.launch_ended(LaunchEnd(attempt, 1, "no such partition"))
+            for node in (0, 1):
+                desk.end(node, attempt, "failed", blame="site", reason="the MPI launcher ended")
+        desk.turn(passed)
+    assert tried == list(ids(1, 2, 3, 4))  # at 0 and 2 s; the next after a pause of 4 s, at 6 s
+    assert [attempt for node, attempt in desk.runs() if node == 0][4:] == list(ids(5, 6))
+
+
+@pytest.mark.fault("launcher broken")
+def test_what_is_held_back_can_be_stopped() -> None:
+    desk = working(MPI)
+    desk.order(*ids(1, 2, 3), payload="mpi")
+    desk.turn()
+    for node in (0, 1):
+        desk.say(node, "ready", attempt=ids(1)[0])
+    desk.conductor.launch_ended(LaunchEnd(ids(1)[0], 1, "no such partition"))
+    for node in (0, 1):
+        desk.end(node, ids(1)[0], "failed", blame="site", reason="the MPI launcher ended")
+    desk.tell("stop", attempt=ids(3)[0], reason="enough")
+    assert desk.of("attempt_ended")[-1]["attempt"] == ids(3)[0]
+    desk.turn(3.0)
+    assert ids(3)[0] not in {attempt for _, attempt in desk.runs()}
+
+
+@pytest.mark.fault("launcher broken")
 def test_what_is_held_back_runs_after_the_pause_and_a_sound_call_ends_all_pauses() -> None:
     desk = working(MPI)
     for number in (1, 2):
