@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,12 @@ TELLING = textwrap.dedent(
     json.dump({"loss": 0.5, "message": told}, open("output.json", "w"))
     """
 )
+
+
+def _telling(train: Path) -> str:
+    """The command that runs TELLING, written to ``train``."""
+    words = (f"PYTHONPATH={ROOT}/payload_runner", sys.executable, "-S", str(train))
+    return shlex.join(["env", *words])
 
 
 @pytest.fixture
@@ -137,7 +144,7 @@ def test_node_whose_clock_is_off_works_like_the_others(
     train.write_text(TELLING)
     allocation = make(transport=transport, launcher=("/bin/sh", "-c", LAUNCHER, "sh"))
     allocation.define(
-        f"PYTHONPATH={ROOT}/payload_runner {sys.executable} -S {train}",
+        _telling(train),
         shape=WHOLE_NODE,
         checkpoint=CheckpointRule(("saved",), interval_s=600.0),
     )
@@ -169,7 +176,7 @@ def test_kernel_that_has_no_inotify_left_costs_only_speed(tmp_path: Path, make: 
     allocation = make()
     allocation.python = (*without, limit, sys.executable)
     allocation.define(
-        f"PYTHONPATH={ROOT}/payload_runner {sys.executable} -S {train}",
+        _telling(train),
         checkpoint=CheckpointRule(("saved",), interval_s=600.0),
     )
     leader = allocation.start()

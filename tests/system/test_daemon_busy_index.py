@@ -84,6 +84,8 @@ def test_every_log_is_read_again_after_the_index_refused(desk: Desk) -> None:
     other.execute("ROLLBACK")
     other.close()
 
+    assert isinstance(desk.clock, FakeClock)
+    desk.clock.advance(events.rests_for())
     assert events.step()
 
     heard = [desk.store.allocations.get(tag).remaining_s for tag in TAGS]
