@@ -7,7 +7,7 @@ on which unlike points die quickly, while the same search succeeds elsewhere, is
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +17,8 @@ from harvester.model import Blame, PointId, Tag, TaskId
 EVIDENCE_S = 24 * 3600.0
 # So many different points, one after another without a success, condemn a node.
 UNLIKE_POINTS = 3
+# So many failures of a point on one node may be the node's, where nothing else tells.
+DOUBTED_RUNS = 2
 # A failure is quick below this, or below this share of what the search's sound runs take.
 QUICK_S = 60.0
 QUICK_SHARE = 0.2
@@ -73,26 +75,30 @@ class NodeRecord:
     bad: Mapping[str, BadNode]
     sound: frozenset[str]  # nodes with a success, or a run that is no quick failure any more
     proven: Mapping[TaskId, frozenset[str]]  # task -> nodes that are sound by its runs
-    failed_on: Mapping[tuple[TaskId, PointId], frozenset[str]]
+    failed_on: Mapping[tuple[TaskId, PointId], Mapping[str, int]]  # node -> how often
     quick_s: Mapping[TaskId, float]  # what counts as quick
     in_use: Mapping[TaskId, frozenset[str]]  # task -> nodes on which it runs now
 
     def charged_to(self, end: NodeEnd) -> Blame | None:
         """Whom a failure that its runner blames on the point is charged to.
 
-        ``end`` itself is part of the record. A point's first quick failure on a node that nothing
-        speaks for is not charged while the search runs elsewhere: one run more is cheaper than a
+        ``end`` itself is part of the record. A point's first quick failures on a node that nothing
+        speaks for are not charged while the search runs elsewhere: a run more is cheaper than a
         good point lost. Where it runs nowhere else there is nothing to compare with.
         """
         if end.blame is not Blame.POINT or end.duration_s >= self.quick_s.get(end.task, QUICK_S):
             return end.blame
-        others = self.failed_on.get((end.task, end.point), frozenset()) - {end.node}
-        if others - self.bad.keys():
+        failed_on = self.failed_on.get((end.task, end.point), {})
+        if failed_on.keys() - {end.node} - self.bad.keys():
             return Blame.POINT  # alike on independent nodes
         if end.node in self.bad:
             return Blame.NODE
         elsewhere = self.proven.get(end.task, _NONE) | self.in_use.get(end.task, _NONE)
-        doubtful = end.node not in self.sound and elsewhere - {end.node}
+        doubtful = (
+            end.node not in self.sound
+            and elsewhere - {end.node}
+            and failed_on.get(end.node, 0) <= DOUBTED_RUNS
+        )
         return Blame.NODE if doubtful else Blame.POINT
 
     def excluded(self, nodes: int, now: float) -> tuple[str, ...]:
@@ -126,13 +132,13 @@ def record_of(ends: Iterable[NodeEnd], runs: Iterable[NodeRun] = (), now: float 
     ordered = sorted([*ends, *lasting], key=lambda end: end.ended_at)
     proven: dict[TaskId, set[str]] = defaultdict(set)
     durations: dict[TaskId, list[float]] = defaultdict(list)
-    failed_on: dict[tuple[TaskId, PointId], set[str]] = defaultdict(set)
+    failed_on: dict[tuple[TaskId, PointId], Counter[str]] = defaultdict(Counter)
     for end in ordered:
         if end.blame is None:
             proven[end.task].add(end.node)
             durations[end.task].append(end.duration_s)
         else:
-            failed_on[end.task, end.point].add(end.node)
+            failed_on[end.task, end.point][end.node] += 1
     quick_s = {
         task: max(QUICK_S, QUICK_SHARE * sorted(found)[len(found) // 2])
         for task, found in durations.items()
@@ -148,7 +154,7 @@ def record_of(ends: Iterable[NodeEnd], runs: Iterable[NodeRun] = (), now: float 
             return True
         return (
             end.duration_s < quick_s.get(end.task, QUICK_S)
-            and not (failed_on[end.task, end.point] - {end.node}) & sound
+            and not (failed_on[end.task, end.point].keys() - {end.node}) & sound
             and bool(proven.get(end.task, set()) - {end.node})
         )
 
@@ -160,7 +166,7 @@ def record_of(ends: Iterable[NodeEnd], runs: Iterable[NodeRun] = (), now: float 
         bad={node: bad for node, found in against.items() if (bad := _condemned(node, found))},
         sound=sound,
         proven={task: frozenset(nodes) for task, nodes in proven.items()},
-        failed_on={key: frozenset(nodes) for key, nodes in failed_on.items()},
+        failed_on=failed_on,
         quick_s=quick_s,
         in_use={task: frozenset(nodes) for task, nodes in in_use.items()},
     )

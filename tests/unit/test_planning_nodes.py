@@ -101,6 +101,17 @@ def test_a_points_first_quick_failure_is_charged_where_the_node_is_sound(
     assert record_of([first, *known], now=NOW).charged_to(first) is expected
 
 
+def test_a_point_that_goes_on_failing_where_nothing_else_runs_is_charged_in_the_end() -> None:
+    """Charged to nobody it would be tried there again and again, while all others run for hours."""
+    ends: list[NodeEnd] = []
+    charged = []
+    for number in range(4):
+        ends.append(failure("new", 1, NOW + number))
+        known = [*ends[:-1], ends[-1], success("good", 9)]
+        charged.append(record_of(known, now=NOW + number).charged_to(ends[-1]))
+    assert charged == [Blame.NODE, Blame.NODE, Blame.POINT, Blame.POINT]
+
+
 def test_slow_failures_are_the_points_own() -> None:
     slow = [failure("bad", point, lasted=QUICK_S + 1) for point in range(5)]
     record = record_of([*slow, success("good", 9)], now=NOW)
