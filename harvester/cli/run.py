@@ -118,34 +118,40 @@ def _drive(name: str, site: Site, overrides: CentralOverrides, *, once: bool) ->
 
 def _renewed(name: str, site: Site, overrides: CentralOverrides) -> tuple[Site, Daemon]:
     """Site and daemon after a reload, which never ends what runs."""
-    from harvester.errors import ConfigurationError
+    from harvester.errors import HarvesterError
     from harvester.wiring import make_daemon
 
     fresh = _reloaded(name, site)
     try:
         return fresh, make_daemon(fresh, overrides)
-    except ConfigurationError as error:
+    except HarvesterError as error:
         log.error("Keeps the old settings, mend the new ones and reload. problems=%s", error)  # noqa: TRY400
         return site, make_daemon(site, overrides, has_run=True)
 
 
 def _reloaded(name: str, site: Site) -> Site:
     from harvester.config import load_site
-    from harvester.errors import ConfigurationError
+    from harvester.errors import HarvesterError
 
     try:
         fresh = load_site(name, os.environ)
-    except ConfigurationError as error:
+    except (HarvesterError, OSError) as error:  # no process or no time to read it in, too
         # The sentences say it all; a traceback would only hide them.
         log.error("Keeps the old site file, mend the new one and reload. problems=%s", error)  # noqa: TRY400
         return site
-    if fresh.name != site.name or fresh.state_dir != site.state_dir or fresh.spool != site.spool:
+    if _identity(fresh) != _identity(site):
         log.error(
-            "Keeps the old site file: name, state and spool need a restart. site=%s", site.name
+            "Keeps the old site file: name, state, spool and batch system need a restart. site=%s",
+            site.name,
         )
         return site
     log.info("Reloads the site file. site=%s", fresh.name)
     return fresh
+
+
+def _identity(site: Site) -> tuple[object, ...]:
+    """What stays as long as a daemon runs; another batch system would not know the jobs of this."""
+    return site.name, site.state_dir, site.spool, site.batch_system
 
 
 def _leave_pointer(site: Site, given: str) -> None:

@@ -122,6 +122,10 @@ def _queues(machine: Machine, names: tuple[str, ...]) -> tuple[QueueFound, ...]:
 
     known = {queue.name: queue for queue in machine.queues}
     if names:
+        for name in names if known else ():
+            if name not in known:
+                others = ", ".join(known)
+                note(f"warning: queue {name}: the scheduler tells only of {others}; a slip?")
         return tuple(known.get(name, QueueFound(name=name)) for name in names)
     # One site file describes one kind of node: that of the first queue with the most GPUs.
     most = max((queue.gpus or 0 for queue in known.values()), default=0)

@@ -18,6 +18,7 @@ from harvester.errors import Fenced, StorageUnavailable, SubmissionRefused
 from harvester.jobs import job_of, plan_of
 from harvester.model import AllocationState, JobId, Tag
 from harvester.planning.facts import NewAllocation
+from harvester.planning.limits import is_offered
 from harvester.spool.orderlog import order_log_name
 from harvester.store.allocations import AllocationRow
 from payload_runner.protocol import AllocationPlan, dump_json
@@ -117,7 +118,7 @@ class Submit:
             return changed
         for row in self._desk.store.allocations.not_ended():
             if row.state is AllocationState.PLANNED and self.may_submit():
-                self._submit(row)
+                self._submit_or_drop(row)
                 changed = True
             elif row.cancel == 1 and row.job_id is not None:
                 changed = self._send_cancel(row.tag, row.job_id) or changed
@@ -127,6 +128,18 @@ class Submit:
         now = self._desk.clock.monotonic()
         wait = max(self._refused.due_in(now), self._watch.duds.due_in(now))
         return wait if wait > 0 else None
+
+    def _submit_or_drop(self, row: AllocationRow) -> None:
+        """Planned is not submitted: meanwhile limits may have become stricter."""
+        desk = self._desk
+        if is_offered(desk.site, row.queue, row.nodes, row.walltime_s):
+            self._submit(row)
+            return
+        reason = f"planned before {desk.site.where} changed, which no longer allows it"
+        log.warning("Drop a planned allocation. tag=%s reason=%s", row.tag, reason)
+        desk.journal.record("submit_failed", {"tag": row.tag, "reason": reason})
+        desk.orders.forget(row.tag)
+        desk.plan_wanted = True
 
     def _submit(self, row: AllocationRow) -> None:
         desk = self._desk

@@ -58,6 +58,16 @@ def _offers(site: Site, overhead: Overhead) -> Iterable[Offer]:
                 yield offer
 
 
+def is_offered(site: Site, queue: str, nodes: int, walltime_s: float) -> bool:
+    """Whether some bin allows an allocation; one planned by another site file it may not."""
+    return any(
+        offer.queue.name == queue
+        and offer.nodes_min <= nodes <= offer.nodes_max
+        and walltime_s <= offer.walltime_max_s
+        for offer in offers(site, Overhead(0.0))
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What may still be submitted. ``take`` answers what is left after one more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,28 @@ def test_one_failed_write_of_an_order_log_does_not_stop_the_rounds_from_cron(
 
     assert failed
     assert world.central.unsettled == 0
+
+
+@pytest.mark.fault("disk full at the login node")
+def test_what_was_planned_before_limits_became_stricter_is_not_submitted(tmp_path: Path) -> None:
+    world = small_world(tmp_path)
+    refused: list[Path] = []
+
+    def fault(operation: str, path: Path) -> None:
+        if path.name == "batch.sh":
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    world.disk.fault = fault
+    daemon = world.daemon()
+    world.run(daemon, lambda: bool(refused), limit_s=DAY_S)
+    daemon.close()
+    world.disk.fault = lambda operation, path: None
+    site = world.scenario.site
+    stricter = replace(site, planning=replace(site.planning, walltime_max_s=1200.0))
+    world.scenario = replace(world.scenario, site=stricter)
+
+    world.run(world.daemon(), lambda: bool(world.cluster.jobs), limit_s=DAY_S)
+
+    assert all(item.job.walltime_s <= 1200.0 for item in world.cluster.jobs.values())
+    assert refused[0].parent.name not in {item.job.tag for item in world.cluster.jobs.values()}

@@ -264,7 +264,9 @@ def test_flags_win_over_what_was_found(run_init: Init, tmp_path: Path) -> None:
 
 def test_what_flags_say_is_not_the_schedulers_word(run_init: Init) -> None:
     arguments = ("--gpus", "2", "--cores", "64", "--queue", "gpu", "--queue", "secret")
-    assert run_init("--name", "mine", *arguments).exit_code == 0
+    found = run_init("--name", "mine", *arguments)
+    assert found.exit_code == 0
+    assert "queue secret: the scheduler tells only of" in found.stderr
     sources = {item.key: item.source for item in load_site_file("mine", os.environ).origins}
     assert (sources["node.gpus"], sources["node.cores"]) == ("unsourced", "sinfo")
     assert (sources["queues.gpu.bins"], sources["queues.secret.bins"]) == ("sinfo", "unsourced")
