@@ -140,12 +140,11 @@ def _read_books(files: Files, state_dir: Path, task: str, scratch: Path) -> _Boo
     with contextlib.closing(fetch_sound(files, state_dir, copy)) as found:
         for snapshot in found:
             ref = RecordRef(snapshot.path.name, 0, snapshot.sha256)
-            settled, gone = settled_in(copy, task)
-            books.discarded |= gone
-            books.leased += len(settled)
-            for attempt, summary in settled.items():
-                books.judged[attempt] = (summary, ref)
-                books.delivered[attempt] = ref
+            settled = settled_in(copy, task)
+            books.discarded |= settled.gone
+            books.leased += settled.attempts
+            books.judged.update((name, (said, ref)) for name, said in settled.judged.items())
+            books.delivered.update(dict.fromkeys(settled.delivered, ref))
             break
     for name, record, gaps in _records(files, state_dir):
         books.damaged[name] += gaps

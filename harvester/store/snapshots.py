@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,18 @@ def fill_from(store: Store, snapshot: Path, spool_id: str) -> bool:
     return True
 
 
-def settled_in(snapshot: Path, task: str) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """What a copy says of a task's delivered attempts, and the tags whose directories are to go.
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a copy says of a task."""
 
-    Each attempt with the fields of the ``summary`` of its judgement.
+    attempts: int  # judged or not
+    judged: dict[str, dict[str, Any]]  # attempt -> fields of its judgement's ``summary``
+    delivered: frozenset[str]  # of these, those with a receipt
+    gone: frozenset[str]  # tags whose directories are to go, of all tasks
+
+
+def settled_in(snapshot: Path, task: str) -> Settled:
+    """What a copy says of a task.
 
     Raises:
         StorageUnavailable: it is no sound index.
@@ -71,8 +80,9 @@ def settled_in(snapshot: Path, task: str) -> tuple[dict[str, dict[str, Any]], se
         connection = sqlite3.connect(f"file:{snapshot}?mode=ro", uri=True)
         try:
             attempts = connection.execute(
-                "SELECT attempt, state, loss, tag, proof FROM attempts"
-                " WHERE task = ? AND delivered = 2 AND verdict != 'refused'",
+                "SELECT attempt, state, loss, tag, proof,"
+                " delivered = 2 AND coalesce(verdict, '') != 'refused'"
+                ", judged FROM attempts WHERE task = ?",
                 (task,),
             ).fetchall()
             gone = connection.execute("SELECT tag FROM allocations WHERE discard > 0").fetchall()
@@ -80,11 +90,21 @@ def settled_in(snapshot: Path, task: str) -> tuple[dict[str, dict[str, Any]], se
             connection.close()
     except sqlite3.Error as error:
         raise StorageUnavailable(f"the snapshot {snapshot}: {error}") from error
-    found = {
-        attempt: {"state": state, "loss": loss, "tag": tag, "proof": proof and json.loads(proof)}
-        for attempt, state, loss, tag, proof in attempts
-    }
-    return found, {tag for (tag,) in gone}
+    judged = [row for row in attempts if row[-1]]
+    return Settled(
+        attempts=len(attempts),
+        judged={
+            attempt: {
+                "state": state,
+                "loss": loss,
+                "tag": tag,
+                "proof": proof and json.loads(proof),
+            }
+            for attempt, state, loss, tag, proof, *_ in judged
+        },
+        delivered=frozenset(row[0] for row in judged if row[-2]),
+        gone=frozenset(tag for (tag,) in gone),
+    )
 
 
 def _copy_table(connection: sqlite3.Connection, table: str) -> None:

@@ -91,6 +91,26 @@ def test_an_audit_finds_in_the_snapshot_what_the_ledgers_no_longer_hold(tmp_path
     assert any("snapshot" in entry.judged.log for entry in report.entries if entry.judged)
 
 
+def test_an_audit_finds_judgements_in_the_snapshot_that_were_delivered_much_later(
+    tmp_path: Path,
+) -> None:
+    world = keeping_world(tmp_path, retention_s=DAY_S, roll_bytes=200)
+    daemon = world.daemon()
+    world.run(daemon, lambda: world.central.unsettled < 12, limit_s=DAY_S)
+    world.central.faults.down = True
+    run_for(world, daemon, 2 * 3600.0)
+    told = set(world.central.books.results)
+    world.central.faults.down = False
+    world.run(daemon, lambda: set(world.central.books.results) > told, limit_s=DAY_S)
+    daemon.close()
+    site = world.scenario.site
+    report = audit(world.login, site.spool, site.state_dir, world.central.task, tmp_path)
+    assert report is not None
+    late = {entry.attempt: entry for entry in report.entries if entry.attempt not in told}
+    assert any(entry.judged and "snapshot" in entry.judged.log for entry in late.values())
+    assert [entry.doubt for entry in report.entries if entry.doubt] == []
+
+
 def test_an_audit_says_what_left_the_spool(tmp_path: Path) -> None:
     world = keeping_world(tmp_path)
     daemon = world.daemon()
