@@ -14,7 +14,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
 
 from payload_runner import gpus, guardian, processes
 from payload_runner.agent_queue import HAND_BACK_AT_ONCE, AgentQueue
@@ -22,7 +22,7 @@ from payload_runner.containers import DETACHING
 from payload_runner.joining import connect
 from payload_runner.loop import Loop
 from payload_runner.mps import Mps
-from payload_runner.node import Node
+from payload_runner.node import Node, Owner
 from payload_runner.payload import Payload
 from payload_runner.placement import Slot
 from payload_runner.protocol import (
@@ -104,7 +104,7 @@ class Agent:
         self._payloads: Dict[str, Payload] = {}
         self._specs: Dict[str, PayloadSpec] = {}
         self._queue = AgentQueue()
-        self._reaped: Deque[processes.Ended] = deque()
+        self._reaped: Deque[Tuple[Owner, processes.Ended]] = deque()
         self._ended: Deque[AttemptEnded] = deque(maxlen=_KEPT_OUTPUTS)
         self._wake: Optional[Wake] = None
         self._incoming = True
@@ -204,13 +204,15 @@ class Agent:
     def _reap(self) -> None:
         # All that have ended before anything follows them: what follows may end at once as well,
         # and the other words of this turn would wait for it.
-        for ended in iter(lambda: processes.reap_one(self._node.owners), None):
-            self._reaped.append(ended)
-        while self._reaped:
-            ended = self._reaped.popleft()
-            owner = self._node.owners.get(ended.pid)
+        owners = self._node.owners
+        for ended in iter(lambda: processes.reap_one(owners), None):
+            # Its number is free from here on, and what follows another one may be given it.
+            owner = owners.pop(ended.pid, None)
             if owner is not None:
-                owner.process_ended(ended.pid, ended.exit)
+                self._reaped.append((owner, ended))
+        while self._reaped:
+            owner, ended = self._reaped.popleft()
+            owner.process_ended(ended.pid, ended.exit)
 
     # --- messages ---
 

@@ -375,7 +375,6 @@ class Payload:
     def process_ended(self, pid: int, exit_: Exit) -> None:
         """One of its processes was reaped; the rest of its group is being killed."""
         self._live.discard(pid)
-        self._node.owners.pop(pid, None)
         self._exits.append(exit_)
         if not self._live:
             self._all_ended(exit_)
