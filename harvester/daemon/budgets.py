@@ -86,6 +86,10 @@ class Breaker:
         self._sound_needed = SOUND_ANSWERS_TO_CLOSE
         self._backoff.failed(now)
 
+    def doubted(self) -> None:
+        """Another question failed than that for our jobs: a sound answer to that one is wanted."""
+        self._sound_needed = max(1, self._sound_needed)
+
     def answered(self) -> None:
         """A sound answer came."""
         self._backoff.succeeded()

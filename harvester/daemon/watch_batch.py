@@ -154,6 +154,11 @@ class WatchBatch:
         for _ in range(queries):
             self._desk.store.spendings.add("query", self._desk.clock.now())
 
+    def doubt(self) -> None:
+        """Look again before anything is submitted."""
+        self.breaker.doubted()
+        self.want_look()
+
     def submission_failed(self, error: Exception) -> None:
         """A submission or cancellation had no sound answer: count it as an unsound look."""
         self._failed(error)

@@ -1,7 +1,8 @@
 """The step that asks for backfill windows before a submission, within the budget of queries.
 
 They are worth waiting for a little and never a condition: what cannot be had soon, or fails, is
-done without. One answer serves one planning that wants to submit.
+done without, after a failure once the batch system has answered soundly for our jobs. One answer
+serves one planning that wants to submit.
 """
 
 from __future__ import annotations
@@ -68,8 +69,12 @@ class WatchWindows:
         else:
             self._failed.failed(desk.clock.monotonic())
             log.warning("Plan without backfill windows. error=%s", finished.error)
+            if not desk.single_round:  # that would never submit where this always fails
+                self._watch.doubt()
 
     def step(self) -> bool:
+        if self._watch.breaker.open_since is not None:
+            self._want(None)  # nothing is submitted now
         commands = self._desk.batch.capabilities.window_commands
         wanted = self._wanted_at is not None and not self._in_flight
         if not wanted or not self._watch.may_query(commands):

@@ -48,6 +48,20 @@ def test_what_fails_or_cannot_be_had_is_done_without(tmp_path: Path) -> None:
     assert status_of(world)["budgets"]["breaker"] == "closed"
 
 
+def test_a_failure_is_followed_by_a_sound_look_before_anything_is_submitted(tmp_path: Path) -> None:
+    world = world_with_windows(tmp_path)
+    world.cluster.faults.no_windows = True
+    daemon = world.daemon()
+    world.run(daemon, lambda: world.cluster.windows_asked == 1, limit_s=DAY_S)
+    looks = _looks(world)
+    world.run(daemon, lambda: bool(world.cluster.jobs), limit_s=DAY_S)
+    assert _looks(world) > looks
+
+
+def _looks(world: World) -> int:
+    return world.cluster.queries - world.cluster.windows_asked
+
+
 def test_nobody_asks_for_jobs_that_will_be_held(tmp_path: Path) -> None:
     world = world_with_windows(tmp_path, held=True)
     daemon = world.daemon()
