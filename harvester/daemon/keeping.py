@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _LOOK_APART = 1 / 720
 _GATHERING = 1 / 30
 LOOK_APART_MIN_S = 60.0
+MEASURED_APART_S = 60.0  # a disk can fill within minutes
 TAGS_AT_ONCE = 50
 # Each crash or handover begins a ledger, however small.
 LEDGERS_AT_MOST = 100
@@ -59,7 +60,7 @@ class Keep:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._busy = False
-        self._looked_at = float("-inf")
+        self._looked_at = self._measured_at = float("-inf")
         self._going: tuple[Tag, ...] = ()  # may go once the snapshot is there
 
     def take(self, finished: Finished) -> None:
@@ -101,10 +102,12 @@ class Keep:
 
     def step(self) -> bool:
         desk = self._desk
+        if self._measure_left() <= 0:
+            self._measured_at = desk.clock.monotonic()
+            desk.space = measure(desk)
         if self._busy or self._left() > 0:
             return False
         self._looked_at = desk.clock.monotonic()
-        desk.space = measure(desk)
         self._going = self._over()
         if self._going or self._is_large():
             self._snapshot()
@@ -113,7 +116,11 @@ class Keep:
         return self._busy
 
     def due_in(self) -> float | None:
-        return None if self._busy else max(0.0, self._left())
+        left = self._measure_left()
+        return max(0.0, left if self._busy else min(left, self._left()))
+
+    def _measure_left(self) -> float:
+        return self._measured_at + MEASURED_APART_S - self._desk.clock.monotonic()
 
     def _left(self) -> float:
         apart = max(LOOK_APART_MIN_S, self._desk.site.retention_s * _LOOK_APART)

@@ -212,6 +212,15 @@ def test_the_status_tells_the_space_that_is_used(tmp_path: Path) -> None:
     world.run(daemon, lambda: status_of(world)["space"]["allocations"] == 0, limit_s=300.0)
 
 
+def test_the_space_is_measured_more_often_than_is_tidied(tmp_path: Path) -> None:
+    world = keeping_world(tmp_path, retention_s=30 * DAY_S)
+    daemon = world.daemon()
+    world.run(daemon, world.is_over, limit_s=DAY_S)
+    kept = len(kept_directories(world))
+    world.run(daemon, lambda: status_of(world)["space"]["allocations"] == kept, limit_s=180.0)
+    assert status_of(world)["space"]["log_bytes"] > 0
+
+
 def test_a_directory_that_cannot_be_removed_holds_up_no_other(tmp_path: Path) -> None:
     world = keeping_world(tmp_path)
     daemon = world.daemon()
