@@ -99,6 +99,9 @@ def _layers(name: str, sources: Sources) -> tuple[Path, Layer]:
     return first, layer
 
 
+_CIRCLE = "expected another site file; this one would extend itself"
+
+
 def _find(
     name: str, sources: Sources, asked_by: Path | None = None, line: int | None = None
 ) -> tuple[Path, bytes]:
@@ -111,9 +114,9 @@ def _find(
                 _refuse_foreign(path)
             return path, text
     asker, key = ("", "") if asked_by is None else (str(asked_by), "extends")
-    raise ConfigurationError(
-        Problem(asker or "site", key, repr(name), _nearest_site(name, sources), line)
-    )
+    circle = set(_candidates(name, sources.environ, asked_by)) & set(sources.layers)
+    expected = _CIRCLE if circle else _nearest_site(name, sources)
+    raise ConfigurationError(Problem(asker or "site", key, repr(name), expected, line))
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -140,7 +143,7 @@ def _candidates(name: str, environ: Mapping[str, str], asked_by: Path | None) ->
 
 def _nearest_site(name: str, sources: Sources) -> str:
     if _is_path(name):
-        return "there is no such file, or it extends itself"
+        return "there is no such file"
     places = paths.site_directories(sources.environ)
     known = sorted({path.stem for base in places[1:] for path in base.glob("*.yaml")})
     near = difflib.get_close_matches(name, known, 1)

@@ -112,7 +112,7 @@ def test_problem_of_an_extended_file_names_that_file(environ: Mapping[str, str])
 def test_site_that_extends_itself_is_refused(environ: Mapping[str, str]) -> None:
     write("extends: other\n", "here.yaml")
     write("extends: here\n", "other.yaml")
-    with pytest.raises(ConfigurationError, match="no site file of this name"):
+    with pytest.raises(ConfigurationError, match="this one would extend itself"):
         compile_site("here", environ)
 
 
